@@ -1,0 +1,101 @@
+// Rows to their experts and back: the data plane between the ranks of a cell.
+//
+// One object serves exactly one epoch of one cell. Every rank issues the same operations in the
+// same order (Dispatch, Combine, Dispatch, ... one pair per layer and step), with rows of its own
+// or not. The first error is final for the epoch (sticky) and nothing is retried; `suspects()` are
+// hints, the coordinator decides who is dead.
+//
+//   code               means
+//   kUnavailable       a peer's connection ended (suspects name it)
+//   kDeadlineExceeded  a peer was silent too long, maybe alive
+//   kAborted           Abort() was called here
+//   kFailedPrecondition  a peer is at another epoch, or operations came in another order
+//
+// Threads: one thread calls Dispatch and Combine; Abort() and Health() may come from any thread.
+// Next: worker/exchange/route.h
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+#include "base/ids.h"
+#include "kernels/tensor.h"
+#include "proto/cluster.h"
+#include "worker/exchange/route.h"
+
+namespace shoal {
+
+// The ranks of one epoch, as one of them sees it.
+struct Membership {
+  CellId cell;
+  Epoch epoch;
+  Rank self;
+  std::vector<Member> members;  // By rank
+  EpochKey key{};               // Handshakes are authenticated with it
+};
+
+// Buffers are sized by these once, at Create.
+struct ExchangeLimits {
+  int32_t max_rows = 0;  // Rows of one rank in a step
+  int32_t experts_per_token = 0;
+  int64_t row_bytes = 0;  // hidden * 2
+};
+
+class Exchange {
+ public:
+  virtual ~Exchange() = default;
+
+  // Collective: operation order. Sends outgoing rows (bf16 [route.send_rows.size(), hidden],
+  // already picked in route order) to their ranks. Returns what arrived here from all ranks, this
+  // one included, by source rank rising. The view is valid until the next Dispatch.
+  virtual absl::StatusOr<Arrivals> Dispatch(const Route& route,
+                                            const TensorView& outgoing,
+                                            absl::Time deadline) = 0;
+
+  // Collective: operation order. expert_out [arrivals.num_pairs(), hidden] bf16, in arrival order
+  // of the pairs. Writes each result to row route.return_rows[...] = row * k + slot of `returned`
+  // [rows * k, hidden].
+  virtual absl::Status Combine(const Route& route,
+                               const Arrivals& arrivals,
+                               const TensorView& expert_out,
+                               const TensorView& returned,
+                               absl::Time deadline) = 0;
+
+  // Thread-safe, idempotent, never blocks. Wakes every waiter; later calls return `cause`.
+  virtual void Abort(absl::Status cause) = 0;
+
+  // Thread-safe. The sticky error, or OK.
+  virtual absl::Status Health() const = 0;
+
+  // After an error: ranks that may be dead.
+  virtual std::vector<Rank> suspects() const = 0;
+
+  // Time spent waiting for other ranks since the last call; for slow-rank reports.
+  virtual absl::Duration TakeWaitTime() = 0;
+};
+
+// Makes exchanges for successive epochs over one kind of transport. Owns what outlives an epoch
+// (the listener). Threads: one thread calls Create.
+class ExchangeFactory {
+ public:
+  virtual ~ExchangeFactory() = default;
+
+  // What the other ranks need to reach this one; goes into Enrol.
+  virtual std::string endpoint() const = 0;
+
+  // Collective over the members of the epoch: all succeed, or each gets an error by `deadline`.
+  // Destroy the previous epoch's exchange first.
+  virtual absl::StatusOr<std::unique_ptr<Exchange>> Create(const Membership& membership,
+                                                           const ExchangeLimits& limits,
+                                                           absl::Time deadline) = 0;
+
+  // Thread-safe: makes a Create in progress return kAborted soon.
+  virtual void AbortCreate() = 0;
+};
+
+}  // namespace shoal
