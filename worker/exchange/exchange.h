@@ -37,6 +37,8 @@ struct Membership {
   Rank self;
   std::vector<Member> members;  // By rank
   EpochKey key{};               // Handshakes are authenticated with it
+  // [num_experts] -> this rank's index of the expert, -1: not held. Arrivals are grouped by it.
+  std::vector<int32_t> local_index;
 };
 
 // Buffers are sized by these once, at Create.

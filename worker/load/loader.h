@@ -63,7 +63,9 @@ class DenseSegment {
   virtual const DenseWeights& weights() const = 0;
 };
 
-// The experts that one rank holds, in the backend's layout. One thread.
+// The experts that one rank holds, in the backend's layout. One thread. An expert that stays is
+// not moved: a copy of layers() stays valid for the experts that no later Hold() drops, so another
+// thread may compute with such a copy while this one loads more.
 class ExpertSet {
  public:
   static std::unique_ptr<ExpertSet> Create(const WeightSource* source, Backend* backend);
