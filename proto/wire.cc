@@ -1,0 +1,703 @@
+#include "proto/wire.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <utility>
+#include <variant>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+
+#include "base/status_macros.h"
+
+namespace shoal {
+namespace {
+
+namespace pb = fleet::v1;
+
+// ---- Values -> protobuf ----------------------------------------------------------------------
+
+std::string Cut(absl::string_view text) {
+  return std::string(text.substr(0, kMaxTextBytes));
+}
+
+// Protobuf's `string` must be UTF-8, or the receiver cannot parse the message at all; names come
+// from flags and the operating system, so they are made to fit here.
+std::string Printable(absl::string_view text) {
+  std::string out = Cut(text);
+  for (char& c : out) {
+    if (static_cast<unsigned char>(c) >= 0x80) c = '?';
+  }
+  return out;
+}
+
+void Set(const absl::Status& status, pb::Outcome* out) {
+  out->set_code(static_cast<int>(status.code()));
+  out->set_text(Cut(status.message()));
+}
+
+template <typename Ids, typename Repeated>
+void SetIds(const Ids& ids, Repeated* out) {
+  out->Reserve(static_cast<int>(ids.size()));
+  for (const auto id : ids) out->Add(id.value);
+}
+
+void Set(const Welcome& m, pb::ToWorker* out) {
+  pb::Welcome* p = out->mutable_welcome();
+  p->set_term(m.term.value);
+  p->set_coordinator(m.coordinator.value);
+}
+
+void Set(const Dismiss& m, pb::ToWorker* out) {
+  pb::Dismiss* p = out->mutable_dismiss();
+  p->set_term(m.term.value);
+  Set(m.reason, p->mutable_reason());
+}
+
+void Set(const LoadExperts& m, pb::ToWorker* out) {
+  pb::LoadExperts* p = out->mutable_load_experts();
+  p->set_term(m.term.value);
+  p->set_cell(m.cell.value);
+  p->set_placement_version(m.placement_version);
+  SetIds(m.experts, p->mutable_experts());
+}
+
+void Set(const Configure& m, pb::ToWorker* out) {
+  pb::Configure* p = out->mutable_configure();
+  p->set_term(m.term.value);
+  p->set_cell(m.cell.value);
+  p->set_epoch(m.epoch.value);
+  p->set_next_step(m.next_step.value);
+  p->set_rank(m.rank.value);
+  for (const Member& member : m.members) {
+    pb::Member* q = p->add_members();
+    q->set_worker(member.worker.value);
+    q->set_incarnation(member.incarnation.value);
+    q->set_exchange_endpoint(Printable(member.exchange_endpoint));
+    q->set_host(Printable(member.host));
+  }
+  p->set_key(m.key.data(), m.key.size());
+  p->set_placement_version(m.placement_version);
+  for (const std::vector<Rank>& ranks : m.placement) {
+    SetIds(ranks, p->add_placement()->mutable_ranks());
+  }
+  p->set_max_rows(m.max_rows);
+  p->set_num_full_blocks(m.num_full_blocks);
+  p->set_num_window_blocks(m.num_window_blocks);
+  p->set_deadline_ms(m.deadline_ms);
+}
+
+void Set(const Abort& m, pb::ToWorker* out) {
+  pb::Abort* p = out->mutable_abort();
+  p->set_term(m.term.value);
+  p->set_cell(m.cell.value);
+  p->set_epoch(m.epoch.value);
+}
+
+void Set(const SamplingSettings& s, pb::SamplingSettings* p) {
+  p->set_temperature(s.temperature);
+  p->set_top_p(s.top_p);
+  p->set_min_p(s.min_p);
+  p->set_top_k(s.top_k);
+  p->set_presence_penalty(s.presence_penalty);
+  p->set_frequency_penalty(s.frequency_penalty);
+  p->set_repetition_penalty(s.repetition_penalty);
+  p->set_penalty_exempt_from(s.penalty_exempt_from);
+  p->set_seed(s.seed);
+  for (const auto& [token, bias] : s.logit_bias) {
+    pb::LogitBias* q = p->add_logit_bias();
+    q->set_token(token.value);
+    q->set_bias(bias);
+  }
+  SetIds(s.stop_tokens, p->mutable_stop_tokens());
+  p->set_min_tokens(s.min_tokens);
+  p->set_num_top_logprobs(s.num_top_logprobs);
+}
+
+void Set(const KeepRecord& m, pb::ToWorker* out) {
+  pb::KeepRecord* p = out->mutable_keep_record();
+  p->set_term(m.term.value);
+  p->set_sequence(m.sequence.value);
+  p->set_index(m.index);
+  SetIds(m.tokens, p->mutable_tokens());
+  if (m.index > 0) return;
+  p->set_prompt_length(m.prompt_length);
+  Set(m.sampling, p->mutable_sampling());
+  p->set_envelope(m.envelope);
+}
+
+void Set(const StepPlan& m, pb::ToWorker* out) {
+  pb::StepPlan* p = out->mutable_step_plan();
+  p->set_term(m.term.value);
+  p->set_cell(m.cell.value);
+  p->set_epoch(m.epoch.value);
+  p->set_step(m.step.value);
+  p->set_deadline_ms(m.deadline_ms);
+  for (const PlanEntry& entry : m.entries) {
+    pb::PlanEntry* q = p->add_entries();
+    q->set_sequence(entry.sequence.value);
+    q->set_first_position(entry.first_position);
+    q->set_num_positions(entry.num_positions);
+    q->set_first_block(entry.first_block);
+    SetIds(entry.full_blocks, q->mutable_full_blocks());
+    SetIds(entry.window_blocks, q->mutable_window_blocks());
+    q->set_wants_sample(entry.wants_sample);
+    q->set_wants_logits(entry.wants_logits);
+  }
+  SetIds(m.forget, p->mutable_forget());
+}
+
+void Set(const Enrol& m, pb::FromWorker* out) {
+  pb::Enrol* p = out->mutable_enrol();
+  p->set_worker(m.worker.value);
+  p->set_incarnation(m.incarnation.value);
+  pb::NumericsClass* numerics = p->mutable_numerics();
+  numerics->set_version(Printable(m.numerics.version));
+  numerics->set_checkpoint_digest(Printable(m.numerics.checkpoint_digest));
+  numerics->set_backend(Printable(m.numerics.backend));
+  numerics->set_numerics_version(m.numerics.numerics_version);
+  p->set_host(Printable(m.host));
+  p->set_exchange_endpoint(Printable(m.exchange_endpoint));
+  p->set_process(Printable(m.process));
+  p->set_highest_term(m.highest_term.value);
+  p->set_memory_bytes(m.memory_bytes);
+  p->set_dense_bytes(m.dense_bytes);
+  p->set_expert_bytes(m.expert_bytes);
+  p->set_num_experts(m.num_experts);
+  p->set_num_layers(m.num_layers);
+}
+
+void Set(const Beat& m, pb::FromWorker* out) {
+  pb::Beat* p = out->mutable_beat();
+  p->set_highest_term(m.highest_term.value);
+  p->set_phase(Printable(m.phase));
+  p->set_load_done_bytes(m.load_done_bytes);
+  p->set_load_total_bytes(m.load_total_bytes);
+  p->set_kv_full_blocks_used(m.kv_full_blocks_used);
+  p->set_resident_bytes(m.resident_bytes);
+}
+
+void Set(const ExpertsLoaded& m, pb::FromWorker* out) {
+  pb::ExpertsLoaded* p = out->mutable_experts_loaded();
+  p->set_cell(m.cell.value);
+  p->set_placement_version(m.placement_version);
+  Set(m.status, p->mutable_outcome());
+  p->set_num_full_blocks(m.num_full_blocks);
+  p->set_num_window_blocks(m.num_window_blocks);
+}
+
+void Set(const Ready& m, pb::FromWorker* out) {
+  pb::Ready* p = out->mutable_ready();
+  p->set_term(m.term.value);
+  p->set_cell(m.cell.value);
+  p->set_epoch(m.epoch.value);
+  Set(m.status, p->mutable_outcome());
+  SetIds(m.suspects, p->mutable_suspects());
+}
+
+void Set(const Refusal& m, pb::FromWorker* out) {
+  pb::Refusal* p = out->mutable_refusal();
+  p->set_term(m.term.value);
+  p->set_cell(m.cell.value);
+  p->set_epoch(m.epoch.value);
+  p->set_step(m.step.value);
+  Set(m.reason, p->mutable_reason());
+}
+
+void Set(const StepResult& m, pb::FromWorker* out) {
+  pb::StepResult* p = out->mutable_step_result();
+  p->set_term(m.term.value);
+  p->set_cell(m.cell.value);
+  p->set_epoch(m.epoch.value);
+  p->set_step(m.step.value);
+  Set(m.status, p->mutable_outcome());
+  SetIds(m.suspects, p->mutable_suspects());
+  for (const SampledToken& sampled : m.tokens) {
+    pb::SampledToken* q = p->add_tokens();
+    q->set_sequence(sampled.sequence.value);
+    q->set_position(sampled.position);
+    q->set_token(sampled.token.value);
+    q->set_logprob(sampled.logprob);
+    for (const TopLogprob& top : sampled.top) {
+      pb::TopLogprob* r = q->add_top();
+      r->set_token(top.token.value);
+      r->set_logprob(top.logprob);
+    }
+  }
+  p->set_compute_us(m.compute_us);
+  p->set_wait_us(m.wait_us);
+}
+
+// Whole rows only: a message says which positions it covers.
+void AddLogits(StepId step, const LogitRows& rows, std::vector<pb::FromWorker>* out) {
+  if (rows.num_positions <= 0) return;
+  const int64_t vocab = static_cast<int64_t>(rows.values.size()) / rows.num_positions;
+  const int64_t rows_per_message =
+      std::max<int64_t>(1, kMaxLogitValuesPerMessage / std::max<int64_t>(1, vocab));
+  for (int64_t first = 0; first < rows.num_positions; first += rows_per_message) {
+    const int64_t count = std::min<int64_t>(rows_per_message, rows.num_positions - first);
+    pb::LogitRows* p = out->emplace_back().mutable_logits();
+    p->set_step(step.value);
+    p->set_sequence(rows.sequence.value);
+    p->set_first_position(rows.first_position + static_cast<int32_t>(first));
+    p->set_num_positions(static_cast<int32_t>(count));
+    const float* begin = rows.values.data() + first * vocab;
+    p->mutable_values()->Add(begin, begin + count * vocab);
+  }
+}
+
+// ---- Protobuf -> values ----------------------------------------------------------------------
+
+template <typename T>
+absl::Status Refused(absl::string_view field, const T& value, absl::string_view rule) {
+  return absl::InvalidArgumentError(absl::StrCat(field, " must be ", rule, ": ", value));
+}
+
+template <typename T>
+absl::Status CheckCount(absl::string_view field, T value) {
+  if (value < 0) return Refused(field, value, "at least 0");
+  return absl::OkStatus();
+}
+
+absl::Status CheckText(absl::string_view field, const std::string& text) {
+  if (text.size() <= kMaxTextBytes) return absl::OkStatus();
+  return Refused(
+      absl::StrCat(field, ".size"), text.size(), absl::StrCat("at most ", kMaxTextBytes));
+}
+
+absl::Status CheckFinite(absl::string_view field, float value) {
+  if (std::isfinite(value)) return absl::OkStatus();
+  return Refused(field, value, "a number");
+}
+
+absl::Status Get(absl::string_view field, const pb::Outcome& p, absl::Status* out) {
+  if (p.code() < 0 || p.code() > static_cast<int>(absl::StatusCode::kUnauthenticated)) {
+    return Refused(absl::StrCat(field, ".code"), p.code(), "a canonical status code");
+  }
+  RETURN_IF_ERROR(CheckText(absl::StrCat(field, ".text"), p.text()));
+  *out = absl::Status(static_cast<absl::StatusCode>(p.code()), p.text());
+  return absl::OkStatus();
+}
+
+// Ids of at least `lowest`.
+template <typename IdType, typename Repeated>
+absl::Status GetIds(absl::string_view field,
+                    const Repeated& ids,
+                    typename IdType::Value lowest,
+                    std::vector<IdType>* out) {
+  out->reserve(static_cast<size_t>(ids.size()));
+  for (const auto id : ids) {
+    if (id < lowest) return Refused(field, id, absl::StrCat("at least ", lowest));
+    out->push_back(IdType{id});
+  }
+  return absl::OkStatus();
+}
+
+template <typename IdType, typename Repeated>
+absl::Status GetRisingIds(absl::string_view field, const Repeated& ids, std::vector<IdType>* out) {
+  RETURN_IF_ERROR(GetIds(field, ids, 0, out));
+  for (size_t i = 1; i < out->size(); ++i) {
+    if ((*out)[i] <= (*out)[i - 1]) {
+      return Refused(field, (*out)[i].value, absl::StrCat("above ", (*out)[i - 1].value));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSpan(absl::string_view field, int32_t first, int32_t count) {
+  RETURN_IF_ERROR(CheckCount(absl::StrCat(field, ".first_position"), first));
+  if (count <= 0) return Refused(absl::StrCat(field, ".num_positions"), count, "at least 1");
+  if (count > std::numeric_limits<int32_t>::max() - first) {
+    return Refused(absl::StrCat(field, ".num_positions"), count, "inside the positions");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ToWorker> Get(const pb::Welcome& p) {
+  return Welcome{.term = {p.term()}, .coordinator = {p.coordinator()}};
+}
+
+absl::StatusOr<ToWorker> Get(const pb::Dismiss& p) {
+  Dismiss m{.term = {p.term()}, .reason = {}};
+  RETURN_IF_ERROR(Get("dismiss.reason", p.reason(), &m.reason));
+  if (m.reason.ok()) return Refused("dismiss.reason", "OK", "an error");
+  return m;
+}
+
+absl::StatusOr<ToWorker> Get(const pb::LoadExperts& p) {
+  LoadExperts m{.term = {p.term()},
+                .cell = {p.cell()},
+                .placement_version = p.placement_version(),
+                .experts = {}};
+  RETURN_IF_ERROR(GetRisingIds("load_experts.experts", p.experts(), &m.experts));
+  return m;
+}
+
+absl::Status GetMembers(const pb::Configure& p, std::vector<Member>* out) {
+  for (const pb::Member& member : p.members()) {
+    RETURN_IF_ERROR(CheckText("configure.exchange_endpoint", member.exchange_endpoint()));
+    RETURN_IF_ERROR(CheckText("configure.host", member.host()));
+    out->push_back(Member{.worker = {member.worker()},
+                          .incarnation = {member.incarnation()},
+                          .exchange_endpoint = member.exchange_endpoint(),
+                          .host = member.host()});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GetPlacement(const pb::Configure& p, std::vector<std::vector<Rank>>* out) {
+  for (const pb::Holders& holders : p.placement()) {
+    std::vector<Rank>& ranks = out->emplace_back();
+    RETURN_IF_ERROR(GetRisingIds("configure.placement", holders.ranks(), &ranks));
+    if (ranks.empty()) {
+      return Refused("configure.placement of expert", out->size() - 1, "held by some rank");
+    }
+    if (ranks.back().value >= p.members_size()) {
+      return Refused("configure.placement", ranks.back().value, "a member's rank");
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ToWorker> Get(const pb::Configure& p) {
+  Configure m;
+  m.term = {p.term()};
+  m.cell = {p.cell()};
+  m.epoch = {p.epoch()};
+  m.next_step = {p.next_step()};
+  m.rank = {p.rank()};
+  if (p.rank() < 0 || p.rank() >= p.members_size()) {
+    return Refused("configure.rank", p.rank(), absl::StrCat("below ", p.members_size()));
+  }
+  RETURN_IF_ERROR(GetMembers(p, &m.members));
+  if (p.key().size() != m.key.size()) {
+    return Refused("configure.key.size", p.key().size(), absl::StrCat(m.key.size()));
+  }
+  std::copy(p.key().begin(), p.key().end(), m.key.begin());
+  m.placement_version = p.placement_version();
+  RETURN_IF_ERROR(GetPlacement(p, &m.placement));
+  m.max_rows = p.max_rows();
+  RETURN_IF_ERROR(CheckCount("configure.max_rows", m.max_rows));
+  m.num_full_blocks = p.num_full_blocks();
+  RETURN_IF_ERROR(CheckCount("configure.num_full_blocks", m.num_full_blocks));
+  m.num_window_blocks = p.num_window_blocks();
+  RETURN_IF_ERROR(CheckCount("configure.num_window_blocks", m.num_window_blocks));
+  m.deadline_ms = p.deadline_ms();
+  RETURN_IF_ERROR(CheckCount("configure.deadline_ms", m.deadline_ms));
+  return m;
+}
+
+absl::StatusOr<ToWorker> Get(const pb::Abort& p) {
+  return Abort{.term = {p.term()}, .cell = {p.cell()}, .epoch = {p.epoch()}};
+}
+
+absl::Status Get(const pb::SamplingSettings& p, SamplingSettings* s) {
+  s->temperature = p.temperature();
+  s->top_p = p.top_p();
+  s->min_p = p.min_p();
+  s->presence_penalty = p.presence_penalty();
+  s->frequency_penalty = p.frequency_penalty();
+  s->repetition_penalty = p.repetition_penalty();
+  for (const float value : {s->temperature,
+                            s->top_p,
+                            s->min_p,
+                            s->presence_penalty,
+                            s->frequency_penalty,
+                            s->repetition_penalty}) {
+    RETURN_IF_ERROR(CheckFinite("keep_record.sampling", value));
+  }
+  s->top_k = p.top_k();
+  s->penalty_exempt_from = p.penalty_exempt_from();
+  s->seed = p.seed();
+  for (const pb::LogitBias& entry : p.logit_bias()) {
+    RETURN_IF_ERROR(CheckCount("keep_record.sampling.logit_bias.token", entry.token()));
+    RETURN_IF_ERROR(CheckFinite("keep_record.sampling.logit_bias.bias", entry.bias()));
+    if (!s->logit_bias.empty() && entry.token() <= s->logit_bias.back().first.value) {
+      return Refused("keep_record.sampling.logit_bias.token", entry.token(), "rising");
+    }
+    s->logit_bias.emplace_back(TokenId{entry.token()}, entry.bias());
+  }
+  RETURN_IF_ERROR(
+      GetRisingIds("keep_record.sampling.stop_tokens", p.stop_tokens(), &s->stop_tokens));
+  s->min_tokens = p.min_tokens();
+  RETURN_IF_ERROR(CheckCount("keep_record.sampling.min_tokens", s->min_tokens));
+  s->num_top_logprobs = p.num_top_logprobs();
+  if (s->num_top_logprobs < -1) {
+    return Refused("keep_record.sampling.num_top_logprobs", s->num_top_logprobs, "at least -1");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ToWorker> Get(const pb::KeepRecord& p) {
+  KeepRecord m;
+  m.term = {p.term()};
+  m.sequence = {p.sequence()};
+  m.index = p.index();
+  RETURN_IF_ERROR(CheckCount("keep_record.index", m.index));
+  RETURN_IF_ERROR(GetIds("keep_record.tokens", p.tokens(), 0, &m.tokens));
+  if (m.index > 0) return m;
+  m.prompt_length = p.prompt_length();
+  RETURN_IF_ERROR(CheckCount("keep_record.prompt_length", m.prompt_length));
+  RETURN_IF_ERROR(Get(p.sampling(), &m.sampling));
+  m.envelope = p.envelope();
+  return m;
+}
+
+absl::StatusOr<PlanEntry> Get(const pb::PlanEntry& p) {
+  PlanEntry entry;
+  entry.sequence = {p.sequence()};
+  RETURN_IF_ERROR(CheckSpan("step_plan.entries", p.first_position(), p.num_positions()));
+  entry.first_position = p.first_position();
+  entry.num_positions = p.num_positions();
+  entry.first_block = p.first_block();
+  RETURN_IF_ERROR(CheckCount("step_plan.entries.first_block", entry.first_block));
+  RETURN_IF_ERROR(GetIds("step_plan.entries.full_blocks", p.full_blocks(), 0, &entry.full_blocks));
+  RETURN_IF_ERROR(GetIds(
+      "step_plan.entries.window_blocks", p.window_blocks(), kNoBlock.value, &entry.window_blocks));
+  if (entry.full_blocks.size() != entry.window_blocks.size()) {
+    return Refused("step_plan.entries.window_blocks.size",
+                   entry.window_blocks.size(),
+                   absl::StrCat(entry.full_blocks.size()));
+  }
+  entry.wants_sample = p.wants_sample();
+  entry.wants_logits = p.wants_logits();
+  return entry;
+}
+
+absl::StatusOr<ToWorker> Get(const pb::StepPlan& p) {
+  StepPlan m;
+  m.term = {p.term()};
+  m.cell = {p.cell()};
+  m.epoch = {p.epoch()};
+  m.step = {p.step()};
+  m.deadline_ms = p.deadline_ms();
+  RETURN_IF_ERROR(CheckCount("step_plan.deadline_ms", m.deadline_ms));
+  m.entries.reserve(static_cast<size_t>(p.entries_size()));
+  for (const pb::PlanEntry& entry : p.entries()) {
+    ASSIGN_OR_RETURN(m.entries.emplace_back(), Get(entry));
+  }
+  RETURN_IF_ERROR(GetIds("step_plan.forget", p.forget(), uint64_t{0}, &m.forget));
+  return m;
+}
+
+absl::StatusOr<FromWorker> Get(const pb::Enrol& p) {
+  for (const std::string* text : {&p.numerics().version(),
+                                  &p.numerics().checkpoint_digest(),
+                                  &p.numerics().backend(),
+                                  &p.host(),
+                                  &p.exchange_endpoint(),
+                                  &p.process()}) {
+    RETURN_IF_ERROR(CheckText("enrol", *text));
+  }
+  if (p.incarnation() == 0) return Refused("enrol.incarnation", 0, "random and not zero");
+  RETURN_IF_ERROR(CheckCount("enrol.memory_bytes", p.memory_bytes()));
+  RETURN_IF_ERROR(CheckCount("enrol.dense_bytes", p.dense_bytes()));
+  RETURN_IF_ERROR(CheckCount("enrol.expert_bytes", p.expert_bytes()));
+  RETURN_IF_ERROR(CheckCount("enrol.num_experts", p.num_experts()));
+  RETURN_IF_ERROR(CheckCount("enrol.num_layers", p.num_layers()));
+  return Enrol{.worker = {p.worker()},
+               .incarnation = {p.incarnation()},
+               .numerics = {.version = p.numerics().version(),
+                            .checkpoint_digest = p.numerics().checkpoint_digest(),
+                            .backend = p.numerics().backend(),
+                            .numerics_version = p.numerics().numerics_version()},
+               .host = p.host(),
+               .exchange_endpoint = p.exchange_endpoint(),
+               .process = p.process(),
+               .highest_term = {p.highest_term()},
+               .memory_bytes = p.memory_bytes(),
+               .dense_bytes = p.dense_bytes(),
+               .expert_bytes = p.expert_bytes(),
+               .num_experts = p.num_experts(),
+               .num_layers = p.num_layers()};
+}
+
+absl::StatusOr<FromWorker> Get(const pb::Beat& p) {
+  RETURN_IF_ERROR(CheckText("beat.phase", p.phase()));
+  RETURN_IF_ERROR(CheckCount("beat.load_done_bytes", p.load_done_bytes()));
+  RETURN_IF_ERROR(CheckCount("beat.load_total_bytes", p.load_total_bytes()));
+  RETURN_IF_ERROR(CheckCount("beat.kv_full_blocks_used", p.kv_full_blocks_used()));
+  RETURN_IF_ERROR(CheckCount("beat.resident_bytes", p.resident_bytes()));
+  return Beat{.highest_term = {p.highest_term()},
+              .phase = p.phase(),
+              .load_done_bytes = p.load_done_bytes(),
+              .load_total_bytes = p.load_total_bytes(),
+              .kv_full_blocks_used = p.kv_full_blocks_used(),
+              .resident_bytes = p.resident_bytes()};
+}
+
+absl::StatusOr<FromWorker> Get(const pb::ExpertsLoaded& p) {
+  ExpertsLoaded m;
+  m.cell = {p.cell()};
+  m.placement_version = p.placement_version();
+  RETURN_IF_ERROR(Get("experts_loaded.outcome", p.outcome(), &m.status));
+  m.num_full_blocks = p.num_full_blocks();
+  RETURN_IF_ERROR(CheckCount("experts_loaded.num_full_blocks", m.num_full_blocks));
+  m.num_window_blocks = p.num_window_blocks();
+  RETURN_IF_ERROR(CheckCount("experts_loaded.num_window_blocks", m.num_window_blocks));
+  return m;
+}
+
+absl::StatusOr<FromWorker> Get(const pb::Ready& p) {
+  Ready m;
+  m.term = {p.term()};
+  m.cell = {p.cell()};
+  m.epoch = {p.epoch()};
+  RETURN_IF_ERROR(Get("ready.outcome", p.outcome(), &m.status));
+  RETURN_IF_ERROR(GetIds("ready.suspects", p.suspects(), 0, &m.suspects));
+  return m;
+}
+
+absl::StatusOr<FromWorker> Get(const pb::Refusal& p) {
+  Refusal m;
+  m.term = {p.term()};
+  m.cell = {p.cell()};
+  m.epoch = {p.epoch()};
+  m.step = {p.step()};
+  RETURN_IF_ERROR(Get("refusal.reason", p.reason(), &m.reason));
+  if (m.reason.ok()) return Refused("refusal.reason", "OK", "an error");
+  return m;
+}
+
+absl::StatusOr<SampledToken> Get(const pb::SampledToken& p) {
+  SampledToken sampled;
+  sampled.sequence = {p.sequence()};
+  sampled.position = p.position();
+  RETURN_IF_ERROR(CheckCount("step_result.tokens.position", sampled.position));
+  sampled.token = {p.token()};
+  if (p.token() < -1) return Refused("step_result.tokens.token", p.token(), "at least -1");
+  sampled.logprob = p.logprob();
+  for (const pb::TopLogprob& top : p.top()) {
+    RETURN_IF_ERROR(CheckCount("step_result.tokens.top.token", top.token()));
+    sampled.top.push_back(TopLogprob{.token = {top.token()}, .logprob = top.logprob()});
+  }
+  return sampled;
+}
+
+}  // namespace
+
+pb::ToWorker ToProto(const ToWorker& message) {
+  pb::ToWorker out;
+  std::visit([&out](const auto& m) { Set(m, &out); }, message);
+  return out;
+}
+
+absl::StatusOr<ToWorker> FromProto(const pb::ToWorker& message) {
+  switch (message.message_case()) {
+    case pb::ToWorker::kWelcome:
+      return Get(message.welcome());
+    case pb::ToWorker::kDismiss:
+      return Get(message.dismiss());
+    case pb::ToWorker::kLoadExperts:
+      return Get(message.load_experts());
+    case pb::ToWorker::kConfigure:
+      return Get(message.configure());
+    case pb::ToWorker::kAbort:
+      return Get(message.abort());
+    case pb::ToWorker::kKeepRecord:
+      return Get(message.keep_record());
+    case pb::ToWorker::kStepPlan:
+      return Get(message.step_plan());
+    case pb::ToWorker::MESSAGE_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError("a message to a worker without content");
+}
+
+std::vector<pb::FromWorker> ToProto(const FromWorker& message) {
+  std::vector<pb::FromWorker> out;
+  if (const StepResult* result = std::get_if<StepResult>(&message)) {
+    for (const LogitRows& rows : result->logits) AddLogits(result->step, rows, &out);
+  }
+  pb::FromWorker& last = out.emplace_back();
+  std::visit([&last](const auto& m) { Set(m, &last); }, message);
+  return out;
+}
+
+absl::StatusOr<std::optional<FromWorker>> FromWorkerReader::Read(const pb::FromWorker& message) {
+  switch (message.message_case()) {
+    case pb::FromWorker::kEnrol:
+      return Get(message.enrol());
+    case pb::FromWorker::kBeat:
+      return Get(message.beat());
+    case pb::FromWorker::kExpertsLoaded:
+      return Get(message.experts_loaded());
+    case pb::FromWorker::kReady:
+      return Get(message.ready());
+    case pb::FromWorker::kRefusal:
+      return Get(message.refusal());
+    case pb::FromWorker::kStepResult:
+      return Complete(message.step_result());
+    case pb::FromWorker::kLogits:
+      RETURN_IF_ERROR(Hold(message.logits()));
+      return std::nullopt;
+    case pb::FromWorker::MESSAGE_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError("a message from a worker without content");
+}
+
+absl::Status FromWorkerReader::Hold(const pb::LogitRows& p) {
+  RETURN_IF_ERROR(CheckSpan("logits", p.first_position(), p.num_positions()));
+  if (p.values_size() % p.num_positions() != 0) {
+    return Refused(
+        "logits.values.size", p.values_size(), absl::StrCat("a multiple of ", p.num_positions()));
+  }
+  if (!held_.empty() && p.step() != held_step_.value) {
+    return Refused("logits.step", p.step(), absl::StrCat(held_step_.value));
+  }
+  num_held_values_ += p.values_size();
+  if (num_held_values_ > kMaxLogitValuesPerStep) {
+    return Refused(
+        "logits of a step", num_held_values_, absl::StrCat("at most ", kMaxLogitValuesPerStep));
+  }
+  held_step_ = {p.step()};
+  const bool continues =
+      !held_.empty() && held_.back().sequence.value == p.sequence() &&
+      int64_t{held_.back().first_position} + held_.back().num_positions == p.first_position();
+  if (!continues) {
+    held_.push_back(LogitRows{.sequence = {p.sequence()},
+                              .first_position = p.first_position(),
+                              .num_positions = 0,
+                              .values = {}});
+  }
+  LogitRows& rows = held_.back();
+  const bool has_equal_vocab =
+      !continues || rows.values.size() / static_cast<size_t>(rows.num_positions) ==
+                        static_cast<size_t>(p.values_size() / p.num_positions());
+  if (!has_equal_vocab) {
+    return Refused("logits.values.size", p.values_size(), "of the vocabulary before");
+  }
+  rows.num_positions += p.num_positions();
+  rows.values.insert(rows.values.end(), p.values().begin(), p.values().end());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StepResult> FromWorkerReader::Complete(const pb::StepResult& p) {
+  StepResult m;
+  m.term = {p.term()};
+  m.cell = {p.cell()};
+  m.epoch = {p.epoch()};
+  m.step = {p.step()};
+  RETURN_IF_ERROR(Get("step_result.outcome", p.outcome(), &m.status));
+  RETURN_IF_ERROR(GetIds("step_result.suspects", p.suspects(), 0, &m.suspects));
+  m.tokens.reserve(static_cast<size_t>(p.tokens_size()));
+  for (const pb::SampledToken& sampled : p.tokens()) {
+    ASSIGN_OR_RETURN(m.tokens.emplace_back(), Get(sampled));
+  }
+  m.compute_us = p.compute_us();
+  RETURN_IF_ERROR(CheckCount("step_result.compute_us", m.compute_us));
+  m.wait_us = p.wait_us();
+  RETURN_IF_ERROR(CheckCount("step_result.wait_us", m.wait_us));
+  if (!held_.empty() && held_step_ != m.step) {
+    return Refused("step_result.step", p.step(), absl::StrCat(held_step_.value, " of its logits"));
+  }
+  m.logits = std::exchange(held_, {});
+  num_held_values_ = 0;
+  return m;
+}
+
+}  // namespace shoal
