@@ -143,6 +143,7 @@ struct Accepted {
   StreamId stream;
   std::string request_id;
   int32_t prompt_tokens = 0;
+  std::string envelope;  // The request's own: what a reader that attached needs to write its text
 };
 
 struct OutputToken {
