@@ -1,0 +1,96 @@
+#include "worker/activations.h"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "absl/strings/str_cat.h"
+
+namespace shoal {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+constexpr int64_t PieceBytes(DType dtype, int64_t rows, int64_t cols) {
+  return (rows * cols * DTypeBytes(dtype) + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+}  // namespace
+
+std::vector<Activations::Piece> Activations::Layout(const ModelConfig& config,
+                                                    const ActivationSizes& sizes) {
+  const int64_t rows = sizes.max_rows;
+  const int64_t ranks = sizes.num_ranks;
+  const int64_t k = config.experts_per_token;
+  const int64_t vocab = config.vocab;
+  const int64_t slice =
+      std::clamp<int64_t>(kLogitBytes / (4 * vocab), 1, std::max<int64_t>(1, rows));
+  using A = Activations;
+  return {{&A::hidden, DType::kBf16, rows, config.hidden},
+          {&A::normed, DType::kBf16, rows, config.hidden},
+          {&A::qkv, DType::kBf16, rows, config.qkv_rows()},
+          {&A::attended, DType::kBf16, rows, config.q_cols()},
+          {&A::projected, DType::kBf16, rows, config.hidden},
+          {&A::scores, DType::kF32, rows, config.num_experts},
+          {&A::expert_ids, DType::kI32, rows, k},
+          {&A::shares, DType::kF32, rows, k},
+          {&A::outgoing, DType::kBf16, rows * std::min(k, ranks), config.hidden},
+          {&A::expert_out, DType::kBf16, rows * k * ranks, config.hidden},
+          {&A::returned, DType::kBf16, rows * k, config.hidden},
+          {&A::picked, DType::kBf16, rows, config.hidden},
+          {&A::logits, DType::kF32, slice, vocab}};
+}
+
+int64_t Activations::Bytes(const ModelConfig& config, const ActivationSizes& sizes) {
+  int64_t bytes = 0;
+  for (const Piece& piece : Layout(config, sizes)) {
+    bytes += PieceBytes(piece.dtype, piece.rows, piece.cols);
+  }
+  return bytes;
+}
+
+absl::StatusOr<std::unique_ptr<Activations>> Activations::Create(const ModelConfig& config,
+                                                                 const ActivationSizes& sizes,
+                                                                 Backend* backend) {
+  const int64_t bytes = Bytes(config, sizes);
+  void* memory = backend->Allocate(static_cast<size_t>(bytes));
+  if (memory == nullptr) {
+    return absl::ResourceExhaustedError(absl::StrCat("no memory for ",
+                                                     bytes,
+                                                     " bytes of activations: ",
+                                                     sizes.max_rows,
+                                                     " rows, ",
+                                                     sizes.num_ranks,
+                                                     " ranks"));
+  }
+  return std::unique_ptr<Activations>(new Activations(config, sizes, memory, backend));
+}
+
+Activations::Activations(const ModelConfig& config,
+                         const ActivationSizes& sizes,
+                         void* memory,
+                         Backend* backend)
+    : token_ids(backend),
+      positions(backend),
+      full_slots(backend),
+      window_slots(backend),
+      full_tables(backend),
+      window_tables(backend),
+      rows(backend),
+      pair_rows(backend),
+      pair_outs(backend),
+      sizes_(sizes),
+      backend_(backend),
+      memory_(memory),
+      bytes_(Bytes(config, sizes)) {
+  std::byte* at = static_cast<std::byte*>(memory);
+  for (const Piece& piece : Layout(config, sizes)) {
+    this->*piece.tensor = MakeTensor(at, piece.dtype, piece.rows, piece.cols);
+    at += PieceBytes(piece.dtype, piece.rows, piece.cols);
+  }
+}
+
+Activations::~Activations() {
+  backend_->Free(memory_, static_cast<size_t>(bytes_));
+}
+
+}  // namespace shoal

@@ -1,0 +1,208 @@
+#include "worker/forward.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <numeric>
+
+#include "base/check.h"
+#include "base/status_macros.h"
+#include "worker/exchange/route.h"
+
+namespace shoal {
+
+Forward::Forward(const ForwardParts& parts)
+    : parts_(parts),
+      config_(*parts.config),
+      backend_(*parts.backend),
+      weights_(*parts.dense),
+      all_(*parts.activations),
+      slice_rows_(all_.logits.rows) {
+  CHECK(parts.exchange != nullptr || parts.num_ranks == 1);
+}
+
+absl::Status Forward::Run(const LoweredStep& step, absl::Time deadline, StepOutput* output) {
+  TakeRows(step.num_rows());
+  const StepIndexes indexes{.token_ids = all_.token_ids.Set(step.token_ids),
+                            .positions = all_.positions.Set(step.positions),
+                            .full_slots = all_.full_slots.Set(step.full_slots),
+                            .window_slots = all_.window_slots.Set(step.window_slots),
+                            .full_tables = all_.full_tables.Set(step.full_tables),
+                            .window_tables = all_.window_tables.Set(step.window_tables)};
+
+  backend_.Embed({.ids = indexes.token_ids, .table = weights_.embedding, .out = act_.hidden});
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    Attention(step, indexes, layer);
+    RETURN_IF_ERROR(Experts(layer, deadline));
+  }
+  Sample(step, &output->samples);
+  ReturnLogits(step, &output->logits);
+  return absl::OkStatus();
+}
+
+void Forward::Attention(const LoweredStep& step, const StepIndexes& indexes, int layer) {
+  const DenseLayer& w = weights_.layers[static_cast<size_t>(layer)];
+  const KvLayer kv = parts_.kv_cache->layer(layer);
+  const int window = config_.window(layer);  // 128 on even layers, unlimited on odd ones.
+  const bool sees_all = window == 0;
+
+  backend_.RmsNorm({.x = act_.hidden,
+                    .add = {},
+                    .gain = w.attention_norm,
+                    .out = act_.normed,
+                    .eps = static_cast<float>(config_.norm_eps)});
+  backend_.Linear({.x = act_.normed, .weight = w.qkv, .bias = w.qkv_bias, .out = act_.qkv});
+  backend_.RopeAndAppend({.qkv = act_.qkv,
+                          .rope = parts_.rope,
+                          .positions = indexes.positions,
+                          .slots = sees_all ? indexes.full_slots : indexes.window_slots,
+                          .num_heads = config_.num_heads,
+                          .kv = kv});
+  // All K/V of the step is there before any of it is read: a chunk sees itself.
+  backend_.Attention({.entries = step.entries,
+                      .tables = sees_all ? indexes.full_tables : indexes.window_tables,
+                      .q = act_.qkv,
+                      .kv = kv,
+                      .num_heads = config_.num_heads,
+                      .window = window,
+                      .sinks = w.sinks,
+                      .out = act_.attended});
+  backend_.Linear({.x = act_.attended, .weight = w.out, .bias = w.out_bias, .out = act_.projected});
+  // `projected` joins `hidden` in the next RmsNorm: one pass over memory instead of two.
+}
+
+absl::Status Forward::Experts(int layer, absl::Time deadline) {
+  const DenseLayer& w = weights_.layers[static_cast<size_t>(layer)];
+
+  backend_.RmsNorm({.x = act_.hidden,
+                    .add = act_.projected,
+                    .gain = w.mlp_norm,
+                    .out = act_.normed,
+                    .eps = static_cast<float>(config_.norm_eps)});
+  backend_.Linear(
+      {.x = act_.normed, .weight = w.router, .bias = w.router_bias, .out = act_.scores});
+  backend_.SelectExperts({.scores = act_.scores, .ids = act_.expert_ids, .shares = act_.shares});
+  // Who goes where is planned on the host.
+  backend_.Read(expert_ids_.data(), act_.expert_ids.data, expert_ids_.size() * sizeof(int32_t));
+
+  if (parts_.num_ranks == 1) {
+    ComputeAlone(layer);
+  } else {
+    RETURN_IF_ERROR(ComputeTogether(layer, deadline));
+  }
+  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
+  return absl::OkStatus();
+}
+
+absl::Status Forward::ComputeTogether(int layer, absl::Time deadline) {
+  PlanRoute(
+      expert_ids_,
+      static_cast<int32_t>(act_.hidden.rows),
+      config_.experts_per_token,
+      {.ranks_of_expert = parts_.placement, .self = parts_.self, .num_ranks = parts_.num_ranks},
+      &route_);
+  const TensorView outgoing = all_.outgoing.Slice(0, static_cast<int64_t>(route_.send_rows.size()));
+  backend_.PickRows({.x = act_.normed, .index = all_.rows.Set(route_.send_rows), .out = outgoing});
+  // Rows to their experts. What arrives says for which of ours each row is.
+  ASSIGN_OR_RETURN(const Arrivals in, parts_.exchange->Dispatch(route_, outgoing, deadline));
+  const TensorView results = all_.expert_out.Slice(0, in.num_pairs());
+  RunExperts(layer, in.rows, in, results);
+  // Results home, one row for each (row, slot): nothing is summed on the way.
+  return parts_.exchange->Combine(route_, in, results, act_.returned, deadline);
+}
+
+// A cell of one rank: the rows are where their experts are, and (row, slot) is the order of the
+// results. Same rounding, same sums, no copies.
+void Forward::ComputeAlone(int layer) {
+  std::vector<int32_t>& rows = route_.send_rows;
+  rows.resize(expert_ids_.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i] = static_cast<int32_t>(i) / config_.experts_per_token;
+  }
+  const auto num_local =
+      static_cast<int32_t>(parts_.experts[static_cast<size_t>(layer)].gate_up.experts.size());
+  CHECK(GroupByExpert(expert_ids_, rows, parts_.local_index, num_local, &alone_));
+  RunExperts(layer, act_.normed, alone_, act_.returned);
+}
+
+void Forward::RunExperts(int layer,
+                         const TensorView& rows,
+                         const Arrivals& in,
+                         const TensorView& out) {
+  const ExpertLayer& experts = parts_.experts[static_cast<size_t>(layer)];
+  backend_.ExpertMlp({.x = rows,
+                      .expert_offsets = in.expert_offsets,
+                      .pair_row = all_.pair_rows.Set(in.pair_rows),
+                      .pair_out = all_.pair_outs.Set(in.pair_outs),
+                      .gate_up = &experts.gate_up,
+                      .gate_up_bias = experts.gate_up_bias,
+                      .down = &experts.down,
+                      .down_bias = experts.down_bias,
+                      .alpha = static_cast<float>(config_.swiglu_alpha),
+                      .limit = static_cast<float>(config_.swiglu_limit),
+                      .out = out});
+}
+
+void Forward::Sample(const LoweredStep& step, std::vector<SampleResult>* results) {
+  const std::span<const int32_t> rows = step.sample_rows;
+  const std::span<const SampleRow> settings = step.sample_settings;
+  results->assign(rows.size(), {});
+  for (size_t first = 0; first < rows.size(); first += static_cast<size_t>(slice_rows_)) {
+    const size_t count = std::min(rows.size() - first, static_cast<size_t>(slice_rows_));
+    backend_.Sample({.logits = Unembed(rows.subspan(first, count)),
+                     .rows = settings.subspan(first, count),
+                     .results = std::span(*results).subspan(first, count)});
+  }
+}
+
+void Forward::ReturnLogits(const LoweredStep& step, std::vector<LogitRows>* logits) {
+  const auto vocab = static_cast<size_t>(config_.vocab);
+  logits->clear();
+  for (const LoweredStep::Logits& wanted : step.logits) {
+    std::vector<int32_t> rows(static_cast<size_t>(wanted.num_positions));
+    std::iota(rows.begin(), rows.end(), wanted.first_row);
+    std::vector<float> values(rows.size() * vocab);
+    for (size_t first = 0; first < rows.size(); first += static_cast<size_t>(slice_rows_)) {
+      const size_t count = std::min(rows.size() - first, static_cast<size_t>(slice_rows_));
+      const TensorView slice = Unembed(std::span(rows).subspan(first, count));
+      backend_.Read(&values[first * vocab], slice.data, count * vocab * sizeof(float));
+    }
+    logits->push_back({.sequence = wanted.sequence,
+                       .first_position = wanted.first_position,
+                       .num_positions = wanted.num_positions,
+                       .values = std::move(values)});
+  }
+}
+
+// Logits of at most slice_rows_ rows: the final norm and the vocabulary only for rows that need
+// them, since the unembedding is a quarter of all bytes that a token touches.
+TensorView Forward::Unembed(std::span<const int32_t> rows) {
+  const auto n = static_cast<int64_t>(rows.size());
+  const TensorView picked = all_.picked.Slice(0, n);
+  const TensorView normed = all_.normed.Slice(0, n);
+  const TensorView logits = all_.logits.Slice(0, n);
+  backend_.PickRows({.x = act_.hidden, .index = all_.rows.Set(rows), .out = picked});
+  backend_.RmsNorm({.x = picked,
+                    .add = {},
+                    .gain = weights_.final_norm,
+                    .out = normed,
+                    .eps = static_cast<float>(config_.norm_eps)});
+  backend_.Linear({.x = normed, .weight = weights_.unembedding, .bias = nullptr, .out = logits});
+  return logits;
+}
+
+void Forward::TakeRows(int64_t num_rows) {
+  CHECK_LE(num_rows, all_.hidden.rows);
+  const int64_t k = config_.experts_per_token;
+  act_ = {.hidden = all_.hidden.Slice(0, num_rows),
+          .normed = all_.normed.Slice(0, num_rows),
+          .qkv = all_.qkv.Slice(0, num_rows),
+          .attended = all_.attended.Slice(0, num_rows),
+          .projected = all_.projected.Slice(0, num_rows),
+          .scores = all_.scores.Slice(0, num_rows),
+          .expert_ids = all_.expert_ids.Slice(0, num_rows),
+          .shares = all_.shares.Slice(0, num_rows),
+          .returned = all_.returned.Slice(0, num_rows * k)};
+  expert_ids_.resize(static_cast<size_t>(num_rows * k));
+}
+
+}  // namespace shoal

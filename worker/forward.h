@@ -1,0 +1,88 @@
+// THE MODEL: in which order kernels run. One object serves one epoch of one cell.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+#include "base/ids.h"
+#include "kernels/backend.h"
+#include "model/config.h"
+#include "proto/step.h"
+#include "worker/activations.h"
+#include "worker/exchange/exchange.h"
+#include "worker/kv_cache.h"
+#include "worker/lowering.h"
+#include "worker/weights.h"
+
+namespace shoal {
+
+// What a rank computes with during an epoch. Everything pointed to outlives the Forward.
+struct ForwardParts {
+  const ModelConfig* config = nullptr;
+  Backend* backend = nullptr;
+  const DenseWeights* dense = nullptr;
+  const float* rope = nullptr;                   // RopeTable of the context, in device memory
+  std::span<const ExpertLayer> experts;          // [num_layers]
+  std::span<const int32_t> local_index;          // [num_experts], -1: not held
+  std::span<const std::vector<Rank>> placement;  // [num_experts] -> ranks, rising
+  Rank self;
+  int32_t num_ranks = 1;
+  KvCache* kv_cache = nullptr;
+  Activations* activations = nullptr;
+  Exchange* exchange = nullptr;  // May be null in a cell of one rank, which exchanges nothing
+};
+
+struct StepOutput {
+  std::vector<SampleResult> samples;  // [step.samples]
+  std::vector<LogitRows> logits;      // [step.logits]
+};
+
+// One thread.
+class Forward {
+ public:
+  explicit Forward(const ForwardParts& parts);
+
+  // One step over this rank's rows, which may be none.
+  // Collective: every rank of the cell runs the same steps, with or without rows of its own,
+  // because Experts() exchanges rows with all of them. The first error ends the epoch.
+  absl::Status Run(const LoweredStep& step, absl::Time deadline, StepOutput* output);
+
+ private:
+  // The arrays of a step in device memory.
+  struct StepIndexes {
+    IndexView token_ids, positions, full_slots, window_slots, full_tables, window_tables;
+  };
+
+  void TakeRows(int64_t num_rows);
+  void Attention(const LoweredStep& step, const StepIndexes& indexes, int layer);
+  absl::Status Experts(int layer, absl::Time deadline);
+  void ComputeAlone(int layer);
+  absl::Status ComputeTogether(int layer, absl::Time deadline);
+  void RunExperts(int layer, const TensorView& rows, const Arrivals& in, const TensorView& out);
+  void Sample(const LoweredStep& step, std::vector<SampleResult>* results);
+  void ReturnLogits(const LoweredStep& step, std::vector<LogitRows>* logits);
+  TensorView Unembed(std::span<const int32_t> rows);
+
+  const ForwardParts parts_;
+  const ModelConfig& config_;
+  Backend& backend_;
+  const DenseWeights& weights_;
+  Activations& all_;  // Of the largest step; act_ is the part that the current one has
+
+  // Slices of `all_` with the rows of the current step.
+  struct {
+    TensorView hidden, normed, qkv, attended, projected, scores, expert_ids, shares, returned;
+  } act_;
+
+  const int64_t slice_rows_;  // Rows of all_.logits
+  // Reused from layer to layer.
+  std::vector<int32_t> expert_ids_;  // [rows * k], host
+  Route route_;
+  Arrivals alone_;
+};
+
+}  // namespace shoal
