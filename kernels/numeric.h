@@ -17,7 +17,7 @@ namespace shoal {
 
 // The upper half of an fp32: 8 exponent bits, 7 of mantissa.
 struct Bf16 {
-  uint16_t bits = 0;
+  uint16_t bits;
 
   friend constexpr bool operator==(Bf16, Bf16) = default;
 };

@@ -63,6 +63,7 @@ class CpuBackend final : public Backend {
  private:
   CpuIsa isa_;
   const struct DotTable* dot_;
+  const struct RowKernels* row_kernels_;
   std::unique_ptr<ThreadPool> pool_;
 };
 
