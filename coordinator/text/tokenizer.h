@@ -31,7 +31,8 @@ class Tokenizer {
 
   virtual ~Tokenizer() = default;
 
-  // Linear in text.size(). Invalid UTF-8 is kInvalidArgument and names the byte offset.
+  // Linear in text.size(), whatever the text. kInvalidArgument: invalid UTF-8 or a byte that no
+  // token has, with the offset; a listed marker that does not exist.
   virtual absl::StatusOr<std::vector<TokenId>> Encode(absl::string_view text,
                                                       const SpecialTokens& special) const = 0;
 
@@ -44,5 +45,18 @@ class Tokenizer {
   virtual TokenId FirstSpecial() const = 0;
   virtual int32_t size() const = 0;  // Largest id + 1
 };
+
+// What the harmony format and its ends cannot do without.
+inline constexpr absl::string_view kHarmonySpecials[] = {"<|start|>",
+                                                         "<|message|>",
+                                                         "<|end|>",
+                                                         "<|channel|>",
+                                                         "<|constrain|>",
+                                                         "<|call|>",
+                                                         "<|return|>",
+                                                         "<|endoftext|>"};
+
+// kInvalidArgument names each of kHarmonySpecials that the tokenizer lacks.
+absl::Status RequireHarmonySpecials(const Tokenizer& tokenizer);
 
 }  // namespace shoal
