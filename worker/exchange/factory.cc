@@ -1,0 +1,26 @@
+#include "worker/exchange/factory.h"
+
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace shoal {
+
+absl::StatusOr<std::unique_ptr<ExchangeFactory>> MakeExchangeFactory(
+    absl::string_view kind_and_address, std::shared_ptr<LocalHub> hub) {
+  if (absl::StartsWith(kind_and_address, "local:")) {
+    if (hub == nullptr) {
+      return absl::InvalidArgumentError(
+          "an exchange of kind local joins the threads of one process; use unix:, shm: or "
+          "tcp:HOST:PORT between processes");
+    }
+    return MakeLocalExchangeFactory(std::move(hub));
+  }
+  return absl::InvalidArgumentError(absl::StrCat("exchange \"",
+                                                 kind_and_address,
+                                                 "\" is none of local:, unix:PATH, shm:PATH and "
+                                                 "tcp:HOST:PORT"));
+}
+
+}  // namespace shoal

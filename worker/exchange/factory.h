@@ -1,0 +1,24 @@
+// Exchange factories by name, for the command line.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+#include "worker/exchange/exchange.h"
+#include "worker/exchange/local.h"
+
+namespace shoal {
+
+// kind_and_address:
+//   "local:"         the threads that share `hub`
+//   "tcp:HOST:PORT"  PORT 0 takes any; endpoint() says which
+//   "unix:PATH"      an empty PATH takes one of its own in a private folder, removed at exit
+//   "shm:PATH"       shared memory; PATH as for unix. All ranks must be on one host
+// `hub` may be null for all but "local:". Errors: kInvalidArgument for another kind or a malformed
+// address; kUnavailable if the address cannot be listened on (in use, not this host's).
+absl::StatusOr<std::unique_ptr<ExchangeFactory>> MakeExchangeFactory(
+    absl::string_view kind_and_address, std::shared_ptr<LocalHub> hub);
+
+}  // namespace shoal
