@@ -1,0 +1,170 @@
+#include "tests/worker/exchange_cell.h"
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+
+#include "base/prng.h"
+#include "base/status_macros.h"
+
+namespace shoal {
+namespace {
+
+uint16_t Element(const Traffic& traffic, size_t rank, int32_t row, int32_t column) {
+  const uint64_t place = (static_cast<uint64_t>(rank) << 48) ^ (static_cast<uint64_t>(row) << 24) ^
+                         static_cast<uint64_t>(column);
+  return static_cast<uint16_t>(Mix64(traffic.seed ^ Mix64(place)));
+}
+
+uint16_t ExpertOf(uint16_t x, int32_t expert) {
+  return static_cast<uint16_t>(x * 3u + static_cast<uint32_t>(expert) * 257u + 1u);
+}
+
+Route PlanFor(const CellShape& shape, const Traffic& traffic, size_t rank) {
+  Route route;
+  PlanRoute(traffic.expert_ids[rank],
+            traffic.rows(rank, shape.k),
+            shape.k,
+            {.ranks_of_expert = traffic.replicas,
+             .self = Rank{static_cast<int32_t>(rank)},
+             .num_ranks = shape.num_ranks},
+            &route);
+  return route;
+}
+
+// Rows of all sources in rank order, as their routes say.
+absl::Status CheckArrivals(const CellShape& shape,
+                           const Traffic& traffic,
+                           size_t self,
+                           const Arrivals& arrivals) {
+  int32_t next_row = 0;
+  int32_t next_pair = 0;
+  for (size_t src = 0; src < traffic.expert_ids.size(); ++src) {
+    const Route route = PlanFor(shape, traffic, src);
+    for (int32_t i = route.rank_rows[self]; i < route.rank_rows[self + 1]; ++i, ++next_row) {
+      if (next_row >= arrivals.rows.rows) return absl::DataLossError("too few rows arrived");
+      for (int32_t column = 0; column < shape.hidden; ++column) {
+        const uint16_t wanted =
+            Element(traffic, src, route.send_rows[static_cast<size_t>(i)], column);
+        if (arrivals.rows.row<uint16_t>(next_row)[column] != wanted) {
+          return absl::DataLossError(absl::StrCat("arrived row ", next_row, " differs"));
+        }
+      }
+    }
+    next_pair += route.rank_pairs[self + 1] - route.rank_pairs[self];
+    if (arrivals.source_pairs[src + 1] != next_pair) {
+      return absl::DataLossError(absl::StrCat("pairs of source ", src, " differ"));
+    }
+  }
+  if (arrivals.rows.rows != next_row || arrivals.num_pairs() != next_pair) {
+    return absl::DataLossError("the number of arrivals differs");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Traffic RandomTraffic(const CellShape& shape,
+                      const std::vector<int32_t>& rows_of_rank,
+                      uint64_t seed) {
+  Prng prng(seed);
+  const auto below = [&prng](int32_t bound) {
+    return static_cast<int32_t>(prng.Below(static_cast<uint64_t>(bound)));
+  };
+  Traffic traffic;
+  traffic.seed = seed;
+  for (int32_t expert = 0; expert < shape.num_experts; ++expert) {
+    const std::set<Rank> ranks = {Rank{below(shape.num_ranks)}, Rank{below(shape.num_ranks)}};
+    traffic.replicas.emplace_back(ranks.begin(), ranks.end());
+  }
+  for (const int32_t rows : rows_of_rank) {
+    std::vector<int32_t>& ids = traffic.expert_ids.emplace_back();
+    for (int32_t row = 0; row < rows; ++row) {
+      std::set<int32_t> chosen;
+      while (chosen.size() < static_cast<size_t>(shape.k)) chosen.insert(below(shape.num_experts));
+      ids.insert(ids.end(), chosen.rbegin(), chosen.rend());
+    }
+  }
+  return traffic;
+}
+
+Membership MakeMembership(const std::vector<std::string>& endpoints,
+                          uint64_t epoch,
+                          int32_t self,
+                          const std::vector<std::vector<Rank>>& replicas) {
+  Membership membership{.cell = CellId{3}, .epoch = Epoch{epoch}, .self = Rank{self}};
+  for (size_t rank = 0; rank < endpoints.size(); ++rank) {
+    membership.members.push_back({.worker = WorkerId{static_cast<uint32_t>(rank)},
+                                  .incarnation = Incarnation{100 + rank},
+                                  .exchange_endpoint = endpoints[rank],
+                                  .host = "here"});
+  }
+  Prng prng(epoch);
+  for (uint8_t& byte : membership.key) byte = static_cast<uint8_t>(prng.Next());
+  int32_t num_local = 0;
+  for (const std::vector<Rank>& ranks : replicas) {
+    const bool is_held = std::ranges::count(ranks, Rank{self}) > 0;
+    membership.local_index.push_back(is_held ? num_local++ : -1);
+  }
+  return membership;
+}
+
+absl::Status RunStep(const CellShape& shape,
+                     const Traffic& traffic,
+                     int32_t self,
+                     Exchange* exchange,
+                     absl::Time deadline) {
+  const auto me = static_cast<size_t>(self);
+  const auto hidden = static_cast<size_t>(shape.hidden);
+  const Route route = PlanFor(shape, traffic, me);
+  std::vector<uint16_t> outgoing;
+  for (const int32_t row : route.send_rows) {
+    for (int32_t c = 0; c < shape.hidden; ++c) outgoing.push_back(Element(traffic, me, row, c));
+  }
+  ASSIGN_OR_RETURN(const Arrivals arrivals,
+                   exchange->Dispatch(route,
+                                      MakeTensor(outgoing.data(),
+                                                 DType::kBf16,
+                                                 static_cast<int64_t>(route.send_rows.size()),
+                                                 shape.hidden),
+                                      deadline));
+  RETURN_IF_ERROR(CheckArrivals(shape, traffic, me, arrivals));
+
+  // The experts held here, in local order, each over its group of pairs.
+  const auto num_pairs = static_cast<size_t>(arrivals.num_pairs());
+  std::vector<uint16_t> expert_out(num_pairs * hidden);
+  size_t local = 0;
+  for (size_t expert = 0; expert < traffic.replicas.size(); ++expert) {
+    if (std::ranges::count(traffic.replicas[expert], Rank{self}) == 0) continue;
+    for (auto i = static_cast<size_t>(arrivals.expert_offsets[local]);
+         i < static_cast<size_t>(arrivals.expert_offsets[local + 1]);
+         ++i) {
+      const auto* x = arrivals.rows.row<uint16_t>(arrivals.pair_rows[i]);
+      uint16_t* y = expert_out.data() + static_cast<size_t>(arrivals.pair_outs[i]) * hidden;
+      for (size_t c = 0; c < hidden; ++c) y[c] = ExpertOf(x[c], static_cast<int32_t>(expert));
+    }
+    ++local;
+  }
+
+  const std::vector<int32_t>& ids = traffic.expert_ids[me];
+  std::vector<uint16_t> returned(ids.size() * hidden, 0xdead);
+  RETURN_IF_ERROR(exchange->Combine(
+      route,
+      arrivals,
+      MakeTensor(expert_out.data(), DType::kBf16, static_cast<int64_t>(num_pairs), shape.hidden),
+      MakeTensor(returned.data(), DType::kBf16, static_cast<int64_t>(ids.size()), shape.hidden),
+      deadline));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const auto row = static_cast<int32_t>(i) / shape.k;
+    for (int32_t c = 0; c < shape.hidden; ++c) {
+      const uint16_t wanted = ExpertOf(Element(traffic, me, row, c), ids[i]);
+      if (returned[i * hidden + static_cast<size_t>(c)] != wanted) {
+        return absl::DataLossError(absl::StrCat("returned row ", i, " differs"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace shoal
