@@ -19,12 +19,18 @@ namespace shoal {
 // rounded to nearest even. `half_scale` absorbs the doubling of the codes. If an element is
 // infinite or NaN, all q are 0 and the scale is NaN, so that every product with the row is NaN.
 struct QuantBlock {
-  int16_t q[kMxBlock];
+  int16_t q[kMxBlock];  // The q of input k is q[PairedIndex(k)].
   int8_t hi[kMxBlock];
   int8_t lo[kMxBlock];
   float half_scale;
   int32_t offset;  // -kCodeBias * (sum of q)
 };
+
+// Each four inputs lie as 0, 2, 1, 3: the order in which dot_avx512.cc can expand codes to words.
+SHOAL_INLINE constexpr int PairedIndex(int k) {
+  constexpr int kPlace[4] = {0, 2, 1, 3};
+  return k / 4 * 4 + kPlace[k % 4];
+}
 
 // Added to the doubled codes -12 .. 12 in products, which want them unsigned.
 inline constexpr int kCodeBias = 12;
@@ -37,7 +43,7 @@ inline constexpr int kCodeBias = 12;
 inline constexpr int kTileRows = 16;
 inline constexpr int kTileCodeBytes = kTileRows * kMxBlock / 2;
 
-constexpr int64_t MxTileBytes(int64_t num_blocks) {
+SHOAL_INLINE constexpr int64_t MxTileBytes(int64_t num_blocks) {
   return num_blocks * kTileCodeBytes + (num_blocks * kTileRows + 63) / 64 * 64;
 }
 
@@ -75,7 +81,7 @@ inline constexpr int64_t kMaxPanelRows = 64;
 
 // Floats from row to row of a panel: whole cache lines, and never a multiple of 4 KiB, which would
 // put all rows into the same few cache sets.
-constexpr int64_t PanelStride(int64_t in) {
+SHOAL_INLINE constexpr int64_t PanelStride(int64_t in) {
   const int64_t stride = (in + 15) / 16 * 16;
   return stride % 1'024 == 0 ? stride + 16 : stride;
 }
@@ -109,4 +115,11 @@ struct DotTable {
 // REQUIRES: this processor has `isa`.
 const DotTable& GetDotTable(CpuIsa isa);
 
+namespace internal {
+
+extern const DotTable kDotTableScalar;
+extern const DotTable kDotTableAvx2;
+extern const DotTable kDotTableAvx512;
+
+}  // namespace internal
 }  // namespace shoal

@@ -1,0 +1,211 @@
+// AVX2 and FMA. Only intrinsics and functions that are always inlined or local: an out-of-line copy
+// of a shared template could be linked into code for lesser processors.
+#include <immintrin.h>
+
+#include "kernels/cpu/dot.h"
+#include "kernels/cpu/epilogue.h"
+#include "kernels/cpu/lanes_avx2.h"
+
+namespace shoal {
+namespace {
+
+// ---- Products with bf16 weights -----------------------------------------------------------------
+//
+// Sixteen lanes are two registers; a tile of 3 rows x 2 outputs has 12, and 2 for a weight.
+
+constexpr int kLinearRows = 3;
+constexpr int kLinearOuts = 2;
+
+// Products of the first `left` of 16 elements; the lanes beyond keep their sum.
+SHOAL_INLINE LanesAvx2 FmaFirst(const float* x, const Bf16* w, int64_t left, const LanesAvx2& sum) {
+  const __m256i count = _mm256_set1_epi32(static_cast<int>(left));
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i low = _mm256_cmpgt_epi32(count, lane);
+  const __m256i high = _mm256_cmpgt_epi32(count, _mm256_add_epi32(lane, _mm256_set1_epi32(8)));
+  const LanesAvx2 all = Fma(LanesAvx2::LoadFirst(x, left), LanesAvx2::LoadFirst(w, left), sum);
+  return {_mm256_blendv_ps(sum.low, all.low, _mm256_castsi256_ps(low)),
+          _mm256_blendv_ps(sum.high, all.high, _mm256_castsi256_ps(high))};
+}
+
+template <int kRows, int kOuts>
+SHOAL_INLINE void LinearTile(const LinearProductArgs& args, int64_t row, int64_t out) {
+  const float* x = args.x + row * args.x_stride;
+  const Bf16* w = args.weight + out * args.weight_stride;
+  LanesAvx2 sums[kRows][kOuts];
+  for (int r = 0; r < kRows; ++r) {
+    for (int o = 0; o < kOuts; ++o) sums[r][o] = LanesAvx2::Broadcast(0.0f);
+  }
+  int64_t k = 0;
+  for (; k + 16 <= args.in; k += 16) {
+    for (int o = 0; o < kOuts; ++o) {
+      const LanesAvx2 weight = LanesAvx2::Load(w + o * args.weight_stride + k);
+      for (int r = 0; r < kRows; ++r) {
+        sums[r][o] = Fma(LanesAvx2::Load(x + r * args.x_stride + k), weight, sums[r][o]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int o = 0; o < kOuts; ++o) {
+      if (k < args.in) {
+        sums[r][o] = FmaFirst(
+            x + r * args.x_stride + k, w + o * args.weight_stride + k, args.in - k, sums[r][o]);
+      }
+      args.out[(row + r) * args.out_stride + out + o] = Sum(sums[r][o]);
+    }
+  }
+}
+
+template <int kOuts>
+void LinearRows(const LinearProductArgs& args, int64_t out) {
+  int64_t row = 0;
+  for (; row + kLinearRows <= args.num_rows; row += kLinearRows) {
+    LinearTile<kLinearRows, kOuts>(args, row, out);
+  }
+  for (; row < args.num_rows; ++row) LinearTile<1, kOuts>(args, row, out);
+}
+
+void LinearProduct(const LinearProductArgs& args) {
+  int64_t out = 0;
+  for (; out + kLinearOuts <= args.num_outs; out += kLinearOuts) LinearRows<kLinearOuts>(args, out);
+  for (; out < args.num_outs; ++out) LinearRows<1>(args, out);
+}
+
+// ---- Products with MXFP4 weights ----------------------------------------------------------------
+//
+// kMxDepth blocks of a tile are expanded once to 16-bit panels in the first-level cache and meet
+// the rows four at a time: vpmaddwd makes two products of 16 bits and adds them exactly.
+
+constexpr int kMxRows = 4;
+constexpr int64_t kMxDepth = 8;
+
+struct MxPanel {
+  alignas(32) int16_t codes[kMxDepth][kMxBlock / 2][2 * kTileRows];
+};
+
+// Doubled codes + kCodeBias as words. As the AVX-512 version says, the even bytes of a register of
+// codes become inputs 2 p and 2 p + 1 of a lane, then the odd ones.
+SHOAL_INLINE void StorePairs(__m256i nibbles, int16_t* even, int16_t* odd) {
+  const __m256i table = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  const __m256i bytes = _mm256_shuffle_epi8(table, nibbles);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(even),
+                     _mm256_and_si256(bytes, _mm256_set1_epi16(0xff)));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(odd), _mm256_srli_epi16(bytes, 8));
+}
+
+SHOAL_INLINE void ExpandCodes(const std::byte* codes, int64_t depth, MxPanel* panel) {
+  const __m256i low = _mm256_set1_epi8(15);
+  for (int64_t b = 0; b < depth; ++b) {
+    for (int z = 0; z < 4; ++z) {
+      for (int half = 0; half < 2; ++half) {
+        const __m256i bytes = _mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(codes + b * kTileCodeBytes + 64 * z + 32 * half));
+        int16_t(*to)[2 * kTileRows] = panel->codes[b] + 4 * z;
+        StorePairs(_mm256_and_si256(bytes, low), to[0] + 16 * half, to[1] + 16 * half);
+        StorePairs(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low),
+                   to[2] + 16 * half,
+                   to[3] + 16 * half);
+      }
+    }
+  }
+}
+
+// 2^(byte - 127) of eight rows; byte 0 is the subnormal 2^-127.
+SHOAL_INLINE __m256 Scales(const std::byte* bytes) {
+  const __m128i loaded = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+  const __m256i exponents = _mm256_slli_epi32(_mm256_cvtepu8_epi32(loaded), 23);
+  return _mm256_castsi256_ps(_mm256_max_epi32(exponents, _mm256_set1_epi32(0x00400000)));
+}
+
+SHOAL_INLINE __m256 AddBlock(__m256i dot, float half_scale, __m256 scales, __m256 sum) {
+  const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(half_scale));
+  return _mm256_fmadd_ps(product, scales, sum);
+}
+
+// kRows rows with one tile's next `depth` blocks; `sums` is the first row's.
+template <int kRows>
+SHOAL_INLINE void MxTile(const MxPanel& panel,
+                         const std::byte* scales,
+                         int64_t depth,
+                         const QuantBlock* const* rows,
+                         int64_t first_block,
+                         float* sums,
+                         int64_t stride) {
+  for (int64_t b = 0; b < depth; ++b) {
+    __m256i dots[kRows][2];
+    const QuantBlock* x[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      x[r] = rows[r] + first_block + b;
+      dots[r][0] = dots[r][1] = _mm256_set1_epi32(x[r]->offset);
+    }
+    for (int p = 0; p < kMxBlock / 2; ++p) {
+      const auto* w = reinterpret_cast<const __m256i*>(panel.codes[b][p]);
+      const __m256i w0 = _mm256_load_si256(w);
+      const __m256i w1 = _mm256_load_si256(w + 1);
+      for (int r = 0; r < kRows; ++r) {
+        int32_t pair;
+        __builtin_memcpy(&pair, x[r]->q + 2 * p, sizeof(pair));
+        const __m256i q = _mm256_set1_epi32(pair);
+        dots[r][0] = _mm256_add_epi32(dots[r][0], _mm256_madd_epi16(w0, q));
+        dots[r][1] = _mm256_add_epi32(dots[r][1], _mm256_madd_epi16(w1, q));
+      }
+    }
+    for (int half = 0; half < 2; ++half) {
+      const __m256 scale = Scales(scales + b * kTileRows + 8 * half);
+      for (int r = 0; r < kRows; ++r) {
+        float* sum = sums + r * stride + 8 * half;
+        _mm256_storeu_ps(sum,
+                         AddBlock(dots[r][half], x[r]->half_scale, scale, _mm256_loadu_ps(sum)));
+      }
+    }
+  }
+}
+
+void MxProduct(const MxProductArgs& args) {
+  const int64_t stride = args.num_tiles * kTileRows;
+  for (int64_t i = 0; i < args.num_rows * stride; ++i) args.sums[i] = 0.0f;
+  for (int64_t tile = 0; tile < args.num_tiles; ++tile) {
+    const std::byte* codes = args.tiles + tile * MxTileBytes(args.num_blocks);
+    const std::byte* scales = codes + args.num_blocks * kTileCodeBytes;
+    MxPanel panel;
+    for (int64_t b = 0; b < args.num_blocks; b += kMxDepth) {
+      const int64_t depth = args.num_blocks - b < kMxDepth ? args.num_blocks - b : kMxDepth;
+      ExpandCodes(codes + b * kTileCodeBytes, depth, &panel);
+      int64_t row = 0;
+      for (; row + kMxRows <= args.num_rows; row += kMxRows) {
+        MxTile<kMxRows>(panel,
+                        scales + b * kTileRows,
+                        depth,
+                        args.rows + row,
+                        b,
+                        args.sums + row * stride + tile * kTileRows,
+                        stride);
+      }
+      for (; row < args.num_rows; ++row) {
+        MxTile<1>(panel,
+                  scales + b * kTileRows,
+                  depth,
+                  args.rows + row,
+                  b,
+                  args.sums + row * stride + tile * kTileRows,
+                  stride);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+namespace internal {
+
+const DotTable kDotTableAvx2 = {.isa = CpuIsa::kAvx2,
+                                .linear_product = LinearProduct,
+                                .mx_product = MxProduct,
+                                .quantize = epilogue::Quantize<LanesAvx2>,
+                                .swiglu = epilogue::SwiGlu<LanesAvx2>,
+                                .widen = epilogue::Widen<LanesAvx2>,
+                                .finish_bf16 = epilogue::FinishBf16<LanesAvx2>,
+                                .finish_f32 = epilogue::FinishF32<LanesAvx2>};
+
+}  // namespace internal
+}  // namespace shoal

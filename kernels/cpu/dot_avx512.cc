@@ -1,0 +1,496 @@
+// AVX-512 F, BW, VL, DQ, VBMI and VNNI. Only intrinsics and functions that are always inlined: an
+// out-of-line copy of a shared template could be linked into code for lesser processors.
+#include <immintrin.h>
+
+#include "kernels/cpu/dot.h"
+#include "kernels/cpu/epilogue.h"
+#include "kernels/cpu/lanes_avx512.h"
+
+namespace shoal {
+namespace {
+
+// ---- Products with bf16 weights -----------------------------------------------------------------
+//
+// A (row, output) pair has one register: its 16 lanes. Up to kDirectRows rows the weights are
+// widened in registers, since memory is the bound; beyond, panels of kPanelOuts x kPanelDepth
+// weights are widened once into the first-level cache and meet the rows in tiles of 4 x 6
+// accumulators, 24 FMAs for 10 loads.
+
+constexpr int kDirectRows = 4;
+constexpr int kDirectOuts = 4;
+constexpr int kPanelRows = 4;
+constexpr int kPanelOuts = 6;
+constexpr int64_t kPanelDepth = 1024;
+
+SHOAL_INLINE __mmask16 FirstLanes(int64_t n) {
+  return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1u);
+}
+
+SHOAL_INLINE __m512 WidenFirst(const Bf16* from, __mmask16 lanes) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(lanes, from);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// For vpermb: the bf16 that go to lanes 0 .. 15, which lie `skip` bf16 into the source, as the
+// upper halves of the lanes; kUpperHalves zeroes the lower ones. One instruction widens a lane.
+SHOAL_INLINE __m512i WidenIndex(int skip) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i low = _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(skip)), 1);
+  return _mm512_or_si512(_mm512_slli_epi32(low, 16),
+                         _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(1)), 24));
+}
+
+constexpr __mmask64 kUpperHalves = 0xccccccccccccccccu;
+
+SHOAL_INLINE __m512 WidenHalf(__m512i index, __m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi8(kUpperHalves, index, pairs));
+}
+
+// The tree over lanes of four accumulators at once, so that its shuffles are shared.
+SHOAL_INLINE void StoreSums(const __m512 lanes[4], float* const to[4], int count) {
+  __m256 eight[4];
+  for (int i = 0; i < 4; ++i) {
+    eight[i] = _mm256_add_ps(_mm512_castps512_ps256(lanes[i]), _mm512_extractf32x8_ps(lanes[i], 1));
+  }
+  const __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(eight[0], eight[1], 0x20),
+                                  _mm256_permute2f128_ps(eight[0], eight[1], 0x31));
+  const __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(eight[2], eight[3], 0x20),
+                                  _mm256_permute2f128_ps(eight[2], eight[3], 0x31));
+  const __m256 low = _mm256_shuffle_ps(ab, cd, 0x44);
+  const __m256 high = _mm256_shuffle_ps(ab, cd, 0xee);
+  const __m256 two = _mm256_add_ps(low, high);  // a a c c | b b d d
+  alignas(32) float sums[8];
+  _mm256_store_ps(sums, _mm256_add_ps(two, _mm256_movehdup_ps(two)));
+  constexpr int kPlace[4] = {0, 4, 2, 6};
+  for (int i = 0; i < count; ++i) *to[i] = sums[kPlace[i]];
+}
+
+template <int kRows>
+SHOAL_INLINE void LinearDirect(const LinearProductArgs& args, int64_t row, int64_t first_out) {
+  const __m512i first_half = WidenIndex(0);
+  const __m512i second_half = WidenIndex(16);
+  const float* x = args.x + row * args.x_stride;
+  const Bf16* w[kDirectOuts];
+  for (int o = 0; o < kDirectOuts; ++o) {  // Past the end: the last again.
+    const int64_t out = first_out + o < args.num_outs ? first_out + o : args.num_outs - 1;
+    w[o] = args.weight + out * args.weight_stride;
+  }
+  __m512 sums[kRows][kDirectOuts];
+  for (int r = 0; r < kRows; ++r) {
+    for (int o = 0; o < kDirectOuts; ++o) sums[r][o] = _mm512_setzero_ps();
+  }
+  int64_t k = 0;
+  for (; k + 32 <= args.in; k += 32) {
+    __m512 x0[kRows];
+    __m512 x1[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      x0[r] = _mm512_loadu_ps(x + r * args.x_stride + k);
+      x1[r] = _mm512_loadu_ps(x + r * args.x_stride + k + 16);
+    }
+    for (int o = 0; o < kDirectOuts; ++o) {
+      const __m512i pairs = _mm512_loadu_si512(w[o] + k);
+      const __m512 w0 = WidenHalf(first_half, pairs);
+      const __m512 w1 = WidenHalf(second_half, pairs);
+      for (int r = 0; r < kRows; ++r) {
+        sums[r][o] = _mm512_fmadd_ps(x0[r], w0, sums[r][o]);
+        sums[r][o] = _mm512_fmadd_ps(x1[r], w1, sums[r][o]);
+      }
+    }
+  }
+  for (; k < args.in; k += 16) {  // Lanes without an element keep their sum.
+    const __mmask16 lanes = FirstLanes(args.in - k);
+    for (int o = 0; o < kDirectOuts; ++o) {
+      const __m512 w0 = WidenFirst(w[o] + k, lanes);
+      for (int r = 0; r < kRows; ++r) {
+        const __m512 x0 = _mm512_maskz_loadu_ps(lanes, x + r * args.x_stride + k);
+        sums[r][o] = _mm512_mask3_fmadd_ps(x0, w0, sums[r][o], lanes);
+      }
+    }
+  }
+  const int64_t left = args.num_outs - first_out;
+  for (int r = 0; r < kRows; ++r) {
+    float* out = args.out + (row + r) * args.out_stride + first_out;
+    float* const to[4] = {out, out + 1, out + 2, out + 3};
+    StoreSums(sums[r], to, left < kDirectOuts ? static_cast<int>(left) : kDirectOuts);
+  }
+}
+
+struct LinearPanel {
+  alignas(64) float weight[kPanelDepth / 16][kPanelOuts][16];
+  alignas(64) float sums[kMaxPanelRows][kPanelOuts][16];
+};
+
+// weight[k / 16][o][k % 16]; zeros past the last output and the last element.
+SHOAL_INLINE void WidenPanel(const LinearProductArgs& args,
+                             int64_t first_out,
+                             int64_t first_k,
+                             int64_t depth,
+                             LinearPanel* panel) {
+  for (int o = 0; o < kPanelOuts; ++o) {
+    const Bf16* w = args.weight + (first_out + o) * args.weight_stride + first_k;
+    for (int64_t k = 0; k < depth; k += 16) {
+      const __mmask16 lanes = first_out + o < args.num_outs ? FirstLanes(depth - k) : __mmask16{0};
+      _mm512_store_ps(panel->weight[k / 16][o], WidenFirst(w + k, lanes));
+    }
+  }
+}
+
+template <int kRows>
+SHOAL_INLINE void LinearTile(const float* x,
+                             int64_t x_stride,
+                             int64_t depth,
+                             const float (*weight)[kPanelOuts][16],
+                             float (*sums)[kPanelOuts][16]) {
+  __m512 acc[kRows][kPanelOuts];
+  for (int r = 0; r < kRows; ++r) {
+    for (int o = 0; o < kPanelOuts; ++o) acc[r][o] = _mm512_load_ps(sums[r][o]);
+  }
+  const int64_t whole = depth / 16;
+  for (int64_t k = 0; k < whole; ++k) {
+    __m512 xs[kRows];
+    for (int r = 0; r < kRows; ++r) xs[r] = _mm512_loadu_ps(x + r * x_stride + k * 16);
+    for (int o = 0; o < kPanelOuts; ++o) {
+      const __m512 w = _mm512_load_ps(weight[k][o]);
+      for (int r = 0; r < kRows; ++r) acc[r][o] = _mm512_fmadd_ps(xs[r], w, acc[r][o]);
+    }
+  }
+  if (depth % 16 != 0) {
+    const __mmask16 lanes = FirstLanes(depth % 16);
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 xs = _mm512_maskz_loadu_ps(lanes, x + r * x_stride + whole * 16);
+      for (int o = 0; o < kPanelOuts; ++o) {
+        acc[r][o] = _mm512_mask3_fmadd_ps(xs, _mm512_load_ps(weight[whole][o]), acc[r][o], lanes);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int o = 0; o < kPanelOuts; ++o) _mm512_store_ps(sums[r][o], acc[r][o]);
+  }
+}
+
+void LinearRows(int rows,
+                const float* x,
+                int64_t x_stride,
+                int64_t depth,
+                const float (*weight)[kPanelOuts][16],
+                float (*sums)[kPanelOuts][16]) {
+  static_assert(kPanelRows == 4);
+  switch (rows) {
+    case 1:
+      return LinearTile<1>(x, x_stride, depth, weight, sums);
+    case 2:
+      return LinearTile<2>(x, x_stride, depth, weight, sums);
+    case 3:
+      return LinearTile<3>(x, x_stride, depth, weight, sums);
+    default:
+      return LinearTile<4>(x, x_stride, depth, weight, sums);
+  }
+}
+
+// Six outputs of all rows, from their sixteen sums each.
+void StorePanelSums(const LinearProductArgs& args, int64_t first_out, const LinearPanel& panel) {
+  const int64_t left = args.num_outs - first_out;
+  const int outs = left < kPanelOuts ? static_cast<int>(left) : kPanelOuts;
+  for (int64_t row = 0; row < args.num_rows; row += 4) {
+    const int count = args.num_rows - row < 4 ? static_cast<int>(args.num_rows - row) : 4;
+    for (int o = 0; o < outs; ++o) {
+      __m512 lanes[4];
+      float* to[4];
+      for (int i = 0; i < 4; ++i) {
+        const int64_t r = i < count ? row + i : row;
+        lanes[i] = _mm512_load_ps(panel.sums[r][o]);
+        to[i] = args.out + r * args.out_stride + first_out + o;
+      }
+      StoreSums(lanes, to, count);
+    }
+  }
+}
+
+void LinearPanels(const LinearProductArgs& args) {
+  LinearPanel panel;
+  for (int64_t out = 0; out < args.num_outs; out += kPanelOuts) {
+    for (int64_t r = 0; r < args.num_rows; ++r) {
+      for (int o = 0; o < kPanelOuts; ++o) _mm512_store_ps(panel.sums[r][o], _mm512_setzero_ps());
+    }
+    for (int64_t k = 0; k < args.in; k += kPanelDepth) {
+      const int64_t depth = args.in - k < kPanelDepth ? args.in - k : kPanelDepth;
+      WidenPanel(args, out, k, depth, &panel);
+      for (int64_t row = 0; row < args.num_rows; row += kPanelRows) {
+        const int64_t rows = args.num_rows - row < kPanelRows ? args.num_rows - row : kPanelRows;
+        LinearRows(static_cast<int>(rows),
+                   args.x + row * args.x_stride + k,
+                   args.x_stride,
+                   depth,
+                   panel.weight,
+                   panel.sums + row);
+      }
+    }
+    StorePanelSums(args, out, panel);
+  }
+}
+
+void LinearProduct(const LinearProductArgs& args) {
+  if (args.num_rows > kDirectRows) return LinearPanels(args);
+  for (int64_t out = 0; out < args.num_outs; out += kDirectOuts) {
+    switch (args.num_rows) {
+      case 1:
+        LinearDirect<1>(args, 0, out);
+        break;
+      case 2:
+        LinearDirect<2>(args, 0, out);
+        break;
+      case 3:
+        LinearDirect<3>(args, 0, out);
+        break;
+      case 4:
+        LinearDirect<4>(args, 0, out);
+        break;
+    }
+  }
+}
+
+// ---- Products with MXFP4 weights ----------------------------------------------------------------
+//
+// vpermb looks a code up in a table of its doubled value + 12. It reads six bits of each index
+// byte: with the table four times over, the two bits of the neighbouring code do no harm, and no
+// AND is needed. The products' excess of 12 * (sum of q) is the accumulator's first value.
+//
+// Up to kMxDirectRows rows the codes are expanded to bytes in registers and multiplied by hi and lo
+// (vpdpbusd, 4 inputs a lane). Beyond, two tiles times kMxDepth blocks are expanded once to 16-bit
+// panels in the first-level cache and multiplied by q (vpdpwssd, 2 inputs a lane): as many
+// multiply-adds for a row, but no recombination of hi and lo.
+
+constexpr int kMxDirectRows = 4;
+constexpr int kMxRows = 6;
+constexpr int kMxTiles = 2;
+constexpr int64_t kMxDepth = 8;
+
+SHOAL_INLINE __m512i CodeTable() {
+  return _mm512_broadcast_i32x4(
+      _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+}
+
+// 2^(byte - 127); byte 0 is the subnormal 2^-127.
+SHOAL_INLINE __m512 Scales(const std::byte* bytes) {
+  const __m128i loaded = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+  const __m512i exponents = _mm512_slli_epi32(_mm512_cvtepu8_epi32(loaded), 23);
+  return _mm512_castsi512_ps(_mm512_max_epi32(exponents, _mm512_set1_epi32(0x00400000)));
+}
+
+SHOAL_INLINE __m512i BroadcastWord(const void* from) {
+  int32_t word;
+  __builtin_memcpy(&word, from, sizeof(word));
+  return _mm512_set1_epi32(word);
+}
+
+SHOAL_INLINE __m512 AddBlock(__m512i dot, float half_scale, __m512 scales, __m512 sum) {
+  const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(half_scale));
+  return _mm512_fmadd_ps(product, scales, sum);
+}
+
+template <int kRows>
+SHOAL_INLINE void MxDirect(const MxProductArgs& args, int64_t tile_index) {
+  const __m512i table = CodeTable();
+  const std::byte* tile = args.tiles + tile_index * MxTileBytes(args.num_blocks);
+  const std::byte* scale_bytes = tile + args.num_blocks * kTileCodeBytes;
+  __m512 sums[kRows];
+  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
+  for (int64_t b = 0; b < args.num_blocks; ++b) {
+    const std::byte* codes = tile + b * kTileCodeBytes;
+    __m512i w[8];
+    for (int z = 0; z < 4; ++z) {
+      const __m512i bytes = _mm512_loadu_si512(codes + 64 * z);
+      w[2 * z] = _mm512_permutexvar_epi8(bytes, table);
+      w[2 * z + 1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(bytes, 4), table);
+    }
+    const __m512 scales = Scales(scale_bytes + b * kTileRows);
+    for (int r = 0; r < kRows; ++r) {
+      const QuantBlock& x = args.rows[r][b];
+      __m512i hi = _mm512_setzero_si512();
+      __m512i lo = _mm512_set1_epi32(x.offset);
+      for (int i = 0; i < 8; ++i) {
+        hi = _mm512_dpbusd_epi32(hi, w[i], BroadcastWord(x.hi + 4 * i));
+        lo = _mm512_dpbusd_epi32(lo, w[i], BroadcastWord(x.lo + 4 * i));
+      }
+      const __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(hi, 8), lo);
+      sums[r] = AddBlock(dot, x.half_scale, scales, sums[r]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    _mm512_storeu_ps(args.sums + (r * args.num_tiles + tile_index) * kTileRows, sums[r]);
+  }
+}
+
+struct MxPanel {
+  alignas(64) int16_t codes[kMxDepth][kMxBlock / 2][kMxTiles][2 * kTileRows];
+};
+
+// codes[b][p][t]: in lane `row`, inputs 2 p and 2 p + 1 of tile t. A 64-byte register of codes has
+// a lane's inputs 0 .. 3 in its low nibbles and 4 .. 7 in its high ones: bytes 0 and 2 become words
+// in one vpermb, with the odd bytes zeroed; that is why QuantBlock::q holds 0, 2, 1, 3.
+SHOAL_INLINE void ExpandCodes(
+    const std::byte* tile, int64_t first_block, int64_t depth, int t, MxPanel* panel) {
+  constexpr __mmask64 kEvenBytes = 0x5555555555555555u;
+  const __m512i table = CodeTable();
+  for (int64_t b = 0; b < depth; ++b) {
+    const std::byte* codes = tile + (first_block + b) * kTileCodeBytes;
+    for (int z = 0; z < 4; ++z) {
+      const __m512i bytes = _mm512_loadu_si512(codes + 64 * z);
+      const __m512i low_even = _mm512_maskz_permutexvar_epi8(kEvenBytes, bytes, table);
+      const __m512i low_odd =
+          _mm512_maskz_permutexvar_epi8(kEvenBytes, _mm512_srli_epi16(bytes, 8), table);
+      const __m512i high_even =
+          _mm512_maskz_permutexvar_epi8(kEvenBytes, _mm512_srli_epi16(bytes, 4), table);
+      const __m512i high_odd =
+          _mm512_maskz_permutexvar_epi8(kEvenBytes, _mm512_srli_epi16(bytes, 12), table);
+      _mm512_store_si512(panel->codes[b][4 * z][t], low_even);
+      _mm512_store_si512(panel->codes[b][4 * z + 1][t], low_odd);
+      _mm512_store_si512(panel->codes[b][4 * z + 2][t], high_even);
+      _mm512_store_si512(panel->codes[b][4 * z + 3][t], high_odd);
+    }
+  }
+}
+
+struct MxTileArgs {
+  const MxPanel* panel;
+  const std::byte* scales[kMxTiles];  // Of the panel's first block.
+  int64_t depth;
+  const QuantBlock* const* rows;
+  int64_t first_block;
+  float* sums;  // Of the first row and tile.
+  int64_t sums_stride;
+};
+
+template <int kTiles, int kRows>
+SHOAL_INLINE void MxTile(const MxTileArgs& args) {
+  const QuantBlock* x[kRows];
+  __m512 sums[kTiles][kRows];
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = args.rows[r] + args.first_block;
+    for (int t = 0; t < kTiles; ++t) {
+      sums[t][r] = _mm512_loadu_ps(args.sums + r * args.sums_stride + t * kTileRows);
+    }
+  }
+  for (int64_t b = 0; b < args.depth; ++b) {
+    __m512i dots[kTiles][kRows];
+    for (int r = 0; r < kRows; ++r) {
+      for (int t = 0; t < kTiles; ++t) dots[t][r] = _mm512_set1_epi32(x[r][b].offset);
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < kMxBlock / 2; ++p) {
+      __m512i w[kTiles];
+      for (int t = 0; t < kTiles; ++t) {
+        w[t] = _mm512_load_si512(args.panel->codes[b][p][t]);
+      }
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i q = BroadcastWord(x[r][b].q + 2 * p);
+        for (int t = 0; t < kTiles; ++t) dots[t][r] = _mm512_dpwssd_epi32(dots[t][r], w[t], q);
+      }
+    }
+    for (int t = 0; t < kTiles; ++t) {
+      const __m512 scales = Scales(args.scales[t] + b * kTileRows);
+      for (int r = 0; r < kRows; ++r) {
+        sums[t][r] = AddBlock(dots[t][r], x[r][b].half_scale, scales, sums[t][r]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int t = 0; t < kTiles; ++t) {
+      _mm512_storeu_ps(args.sums + r * args.sums_stride + t * kTileRows, sums[t][r]);
+    }
+  }
+}
+
+template <int kTiles>
+void MxRows(int rows, const MxTileArgs& args) {
+  static_assert(kMxRows == 6);
+  switch (rows) {
+    case 1:
+      return MxTile<kTiles, 1>(args);
+    case 2:
+      return MxTile<kTiles, 2>(args);
+    case 3:
+      return MxTile<kTiles, 3>(args);
+    case 4:
+      return MxTile<kTiles, 4>(args);
+    case 5:
+      return MxTile<kTiles, 5>(args);
+    default:
+      return MxTile<kTiles, 6>(args);
+  }
+}
+
+// All rows with tiles [first_tile, first_tile + kTiles).
+template <int kTiles>
+void MxPanels(const MxProductArgs& args, int64_t first_tile) {
+  MxPanel panel;
+  const int64_t stride = args.num_tiles * kTileRows;
+  float* sums = args.sums + first_tile * kTileRows;
+  for (int64_t r = 0; r < args.num_rows; ++r) {
+    for (int t = 0; t < kTiles; ++t) {
+      _mm512_storeu_ps(sums + r * stride + t * kTileRows, _mm512_setzero_ps());
+    }
+  }
+  for (int64_t b = 0; b < args.num_blocks; b += kMxDepth) {
+    MxTileArgs tile_args = {
+        .panel = &panel,
+        .scales = {},
+        .depth = args.num_blocks - b < kMxDepth ? args.num_blocks - b : kMxDepth,
+        .rows = args.rows,
+        .first_block = b,
+        .sums = sums,
+        .sums_stride = stride};
+    for (int t = 0; t < kTiles; ++t) {
+      const std::byte* tile = args.tiles + (first_tile + t) * MxTileBytes(args.num_blocks);
+      tile_args.scales[t] = tile + args.num_blocks * kTileCodeBytes + b * kTileRows;
+      ExpandCodes(tile, b, tile_args.depth, t, &panel);
+    }
+    for (int64_t row = 0; row < args.num_rows; row += kMxRows) {
+      const int64_t rows = args.num_rows - row < kMxRows ? args.num_rows - row : kMxRows;
+      tile_args.rows = args.rows + row;
+      tile_args.sums = sums + row * stride;
+      MxRows<kTiles>(static_cast<int>(rows), tile_args);
+    }
+  }
+}
+
+void MxProduct(const MxProductArgs& args) {
+  if (args.num_rows > kMxDirectRows) {
+    int64_t tile = 0;
+    for (; tile + kMxTiles <= args.num_tiles; tile += kMxTiles) MxPanels<kMxTiles>(args, tile);
+    if (tile < args.num_tiles) MxPanels<1>(args, tile);
+    return;
+  }
+  for (int64_t tile = 0; tile < args.num_tiles; ++tile) {
+    switch (args.num_rows) {
+      case 1:
+        MxDirect<1>(args, tile);
+        break;
+      case 2:
+        MxDirect<2>(args, tile);
+        break;
+      case 3:
+        MxDirect<3>(args, tile);
+        break;
+      case 4:
+        MxDirect<4>(args, tile);
+        break;
+    }
+  }
+}
+
+}  // namespace
+
+namespace internal {
+
+const DotTable kDotTableAvx512 = {.isa = CpuIsa::kAvx512,
+                                  .linear_product = LinearProduct,
+                                  .mx_product = MxProduct,
+                                  .quantize = epilogue::Quantize<LanesAvx512>,
+                                  .swiglu = epilogue::SwiGlu<LanesAvx512>,
+                                  .widen = epilogue::Widen<LanesAvx512>,
+                                  .finish_bf16 = epilogue::FinishBf16<LanesAvx512>,
+                                  .finish_f32 = epilogue::FinishF32<LanesAvx512>};
+
+}  // namespace internal
+}  // namespace shoal
