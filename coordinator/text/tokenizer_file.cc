@@ -280,15 +280,11 @@ absl::Status CheckModel(const json& model) {
 }
 
 absl::Status CheckPreTokenizer(const json& pre_tokenizer) {
-  RETURN_IF_ERROR(Expect(pre_tokenizer, "type", "Sequence", nullptr).ok()
-                      ? absl::OkStatus()
-                      : Refuse("pre_tokenizer ",
-                               Shown(Member(pre_tokenizer, "type")),
-                               " is not understood, only the Sequence of Split and ByteLevel"));
   const json& steps = Member(pre_tokenizer, "pretokenizers");
-  if (!steps.is_array() || steps.size() != 2) {
-    return Refuse(
-        "pre_tokenizer is not the Sequence of Split and ByteLevel but of ", steps.size(), " steps");
+  if (Member(pre_tokenizer, "type") != "Sequence" || steps.size() != 2) {
+    return Refuse("pre_tokenizer ",
+                  Shown(pre_tokenizer).substr(0, 200),
+                  " is not understood, only the Sequence of Split and ByteLevel");
   }
   const json& split = steps[0];
   RETURN_IF_ERROR(Expect(split, "type", "Split", nullptr));
