@@ -73,9 +73,9 @@ struct KvLayer {
   int64_t block_bytes() const { return int64_t{2} * num_kv_heads * kBlockTokens * head_dim * 2; }
 };
 
-// (E4) Rotates q and k of each row in place, half-split pairs (i, i + head_dim/2), fp32, one
-// rounding; then writes k and v of row r to position slots[r] % kBlockTokens of block slots[r] /
-// kBlockTokens.
+// (E4) Rotates q and k of each row in place, half-split pairs a = x[i], b = x[i + head_dim/2]:
+// a' = bf16(fma(a, cos, -(b * sin))), b' = bf16(fma(b, cos, a * sin)); then writes k and v of row r
+// to position slots[r] % kBlockTokens of block slots[r] / kBlockTokens.
 struct RopeAndAppendArgs {
   TensorView qkv;       // [rows, (num_heads + 2 * num_kv_heads) * head_dim] bf16, q then k then v
   const float* rope;    // [num_positions, head_dim / 2, 2 (cos, sin)], YaRN's factor m included
@@ -97,11 +97,16 @@ struct AttentionEntry {
 };
 
 // (E6)-(E8) Causal grouped-query attention with sinks: query head h reads K/V head
-// h / (num_heads / num_kv_heads). Position p sees j with p - window < j <= p. Scores
-// q.k / sqrt(head_dim): lanes, fp32, the scaling after the sum. Softmax runs over tiles of
-// kBlockTokens absolute positions [32 t, 32 t + 32) in rising t; the running maximum starts as the
-// sink and the denominator as 1 (the sink's own share); inside a tile, sums run in rising position.
-// Output bf16. A position outside the window contributes nothing and its memory is not used.
+// h / (num_heads / num_kv_heads). Position p sees j with p - window < j <= p; a position outside
+// contributes nothing and its memory is not used. Scores s_j = (q . k_j) * (1 / sqrt(head_dim)),
+// the product by lanes. Softmax runs over tiles of kBlockTokens absolute positions [32 t, 32 t +
+// 32) in rising t, from m = sink, l = 1 (the sink's own share) and o = 0. A tile makes
+//
+//     m' = the largest of m and s_j,  c = exp(m - m'),  p_j = exp(s_j - m')
+//     l = fma(l, c, sum of p_j by lanes)
+//     o = o * c, then for rising j: o = fma(p_j, v_j, o)
+//
+// and at the end out = bf16(o / l).
 struct AttentionArgs {
   std::span<const AttentionEntry> entries;  // Host memory.
   IndexView tables;
@@ -181,8 +186,10 @@ struct RepackArgs {
 };
 
 // What one sampled token depends on, besides its logits. Host memory, valid during the call.
-// Order: forbidden -> bias -> repetition, frequency, presence -> temperature -> min_p -> top_k ->
-// top_p -> draw. Sorted by logit falling, then id rising. A token with logit -inf is never drawn.
+// Order: forbidden, allowed -> bias -> repetition, frequency, presence -> temperature -> min_p ->
+// top_k -> top_p -> draw. Sorted by logit falling, then id rising. A token with logit -inf or NaN
+// is never drawn, nor is one less than 2^-40 times as likely as the likeliest. Sums of
+// probabilities are exact, see cpu/sample.cc.
 struct SampleRow {
   float temperature = 1.0f;  // Below 1e-5: the largest logit, ties by lower id.
   float top_p = 1.0f;
