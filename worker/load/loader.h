@@ -79,6 +79,14 @@ class ExpertSet {
   virtual std::span<const ExpertLayer> layers() const = 0;   // [num_layers]
   virtual std::span<const int32_t> local_index() const = 0;  // [num_experts], -1: not held
   virtual int64_t resident_bytes() const = 0;
+
+  // MXFP4 scales met so far that are numbers but that no released model uses (below 2, above 252):
+  // worth a warning.
+  virtual int64_t odd_scales() const { return 0; }
 };
+
+// What DenseSegment and, per expert in all layers, ExpertSet will take: for plans made beforehand.
+int64_t DenseSegmentBytes(const ModelConfig& config);
+int64_t ExpertResidentBytes(const ModelConfig& config, const Backend& backend);
 
 }  // namespace shoal

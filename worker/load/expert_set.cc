@@ -1,0 +1,337 @@
+// The experts of one rank: read, checked and repacked, each into one slab of device memory that
+// holds it in all layers, so that experts come and go without touching the others.
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <future>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+#include "base/check.h"
+#include "base/status_macros.h"
+#include "model/tensors.h"
+#include "worker/load/loader.h"
+#include "worker/load/meter.h"
+#include "worker/load/widen.h"
+
+namespace shoal {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+int64_t Aligned(int64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// Scales outside [2, 252] give values that bf16 holds only as subnormals or not at all (spec 3.2).
+constexpr uint8_t kFirstOrdinaryScale = 2;
+constexpr uint8_t kLastOrdinaryScale = 252;
+constexpr int kNanScale = 255;
+
+// One of the two matrices of an expert and the names of its tensors.
+struct Projection {
+  int64_t out;
+  int64_t in;
+  TensorKind codes;   // MXFP4 codes or the BF16 weight
+  TensorKind scales;  // Not used for BF16
+  TensorKind bias;
+};
+
+// Where things lie in one layer's part of a slab.
+struct SlabLayout {
+  int64_t gate_up = 0, down = 0, gate_up_bias = 0, down_bias = 0;
+  int64_t layer_bytes = 0;
+};
+
+std::array<Projection, 2> Projections(const ModelConfig& config) {
+  const bool is_mxfp4 = config.storage == ExpertStorage::kMxfp4;
+  return {Projection{.out = int64_t{2} * config.intermediate,
+                     .in = config.hidden,
+                     .codes = is_mxfp4 ? TensorKind::kGateUpCodes : TensorKind::kGateUpWeight,
+                     .scales = TensorKind::kGateUpScales,
+                     .bias = TensorKind::kGateUpBias},
+          Projection{.out = config.hidden,
+                     .in = config.intermediate,
+                     .codes = is_mxfp4 ? TensorKind::kDownCodes : TensorKind::kDownWeight,
+                     .scales = TensorKind::kDownScales,
+                     .bias = TensorKind::kDownBias}};
+}
+
+ExpertFormat FormatOf(const ModelConfig& config) {
+  return config.storage == ExpertStorage::kMxfp4 ? ExpertFormat::kMxfp4 : ExpertFormat::kBf16;
+}
+
+SlabLayout LayOutSlab(const ModelConfig& config, const Backend& backend) {
+  const auto [gate_up, down] = Projections(config);
+  const ExpertFormat format = FormatOf(config);
+  SlabLayout layout;
+  layout.gate_up = 0;
+  layout.down = Aligned(backend.PackedBytes(format, gate_up.out, gate_up.in));
+  layout.gate_up_bias = layout.down + Aligned(backend.PackedBytes(format, down.out, down.in));
+  layout.down_bias = layout.gate_up_bias + Aligned(gate_up.out * 4);
+  layout.layer_bytes = layout.down_bias + Aligned(down.out * 4);
+  return layout;
+}
+
+// One projection of one expert as the checkpoint stores it.
+struct Stored {
+  std::vector<std::byte> codes;
+  std::vector<uint8_t> scales;
+  std::vector<float> bias;
+};
+
+int64_t CodeBytes(const Projection& p, ExpertStorage storage) {
+  return storage == ExpertStorage::kMxfp4 ? p.out * p.in / 2 : p.out * p.in * 2;
+}
+
+int64_t ScaleBytes(const Projection& p, ExpertStorage storage) {
+  return storage == ExpertStorage::kMxfp4 ? p.out * p.in / kMxBlock : 0;
+}
+
+// What is read for one projection of one expert.
+int64_t StoredBytes(const Projection& p, ExpertStorage storage) {
+  return CodeBytes(p, storage) + ScaleBytes(p, storage) + p.out * 2;
+}
+
+absl::StatusOr<Stored> ReadStored(const WeightSource& source,
+                                  const Projection& p,
+                                  int layer,
+                                  int64_t expert) {
+  const ExpertStorage storage = source.config().storage;
+  Stored stored{.codes = std::vector<std::byte>(static_cast<size_t>(CodeBytes(p, storage))),
+                .scales = std::vector<uint8_t>(static_cast<size_t>(ScaleBytes(p, storage))),
+                .bias = std::vector<float>(static_cast<size_t>(p.out))};
+  RETURN_IF_ERROR(
+      source.Read(TensorName(p.codes, layer), expert * std::ssize(stored.codes), stored.codes));
+  if (!stored.scales.empty()) {
+    RETURN_IF_ERROR(source.Read(TensorName(p.scales, layer),
+                                expert * std::ssize(stored.scales),
+                                std::as_writable_bytes(std::span(stored.scales))));
+  }
+  RETURN_IF_ERROR(ReadWidened(source, TensorName(p.bias, layer), expert * p.out, stored.bias));
+  return stored;
+}
+
+// Returns how many scales are out of the ordinary.
+absl::StatusOr<int64_t> CheckScales(std::span<const uint8_t> scales,
+                                    const Projection& p,
+                                    int layer,
+                                    int64_t expert) {
+  const void* nan = scales.empty() ? nullptr : std::memchr(scales.data(), kNanScale, scales.size());
+  if (nan != nullptr) {
+    const int64_t at = static_cast<const uint8_t*>(nan) - scales.data();
+    const int64_t groups = p.in / kMxBlock;
+    return absl::DataLossError(
+        absl::StrCat("tensor ",
+                     TensorName(p.scales, layer),
+                     ": scale [",
+                     expert,
+                     ", ",
+                     at / groups,
+                     ", ",
+                     at % groups,
+                     "] is 255, which makes the whole block NaN; 0 to 254 are numbers"));
+  }
+  return std::count_if(scales.begin(), scales.end(), [](uint8_t scale) {
+    return scale < kFirstOrdinaryScale || scale > kLastOrdinaryScale;
+  });
+}
+
+class DeviceExpertSet final : public ExpertSet {
+ public:
+  DeviceExpertSet(const WeightSource* source, Backend* backend)
+      : source_(*source),
+        backend_(*backend),
+        projections_(Projections(source->config())),
+        layout_(LayOutSlab(source->config(), *backend)),
+        layers_(static_cast<size_t>(source->config().num_layers)),
+        local_index_(static_cast<size_t>(source->config().num_experts), -1) {}
+
+  ~DeviceExpertSet() override { FreeAll(slabs_); }
+
+  absl::Status Hold(std::span<const ExpertId> experts, const LoadProgress& progress) override;
+
+  std::span<const ExpertId> experts() const override { return experts_; }
+
+  std::span<const ExpertLayer> layers() const override { return layers_; }
+
+  std::span<const int32_t> local_index() const override { return local_index_; }
+
+  int64_t resident_bytes() const override { return std::ssize(slabs_) * slab_bytes(); }
+
+  int64_t odd_scales() const override { return odd_scales_; }
+
+ private:
+  int64_t slab_bytes() const { return layout_.layer_bytes * source_.config().num_layers; }
+
+  absl::Status Load(std::span<const ExpertId> missing,
+                    const LoadProgress& progress,
+                    std::vector<std::byte*>* slabs);
+  absl::Status Place(
+      const Stored& stored, const Projection& p, int layer, ExpertId expert, std::byte* slab);
+  void Adopt(std::span<const ExpertId> experts, std::vector<std::byte*> slabs);
+  void FreeAll(std::span<std::byte* const> slabs);
+
+  const WeightSource& source_;
+  Backend& backend_;
+  const std::array<Projection, 2> projections_;
+  const SlabLayout layout_;
+
+  std::vector<ExpertId> experts_;  // Rising
+  std::vector<std::byte*> slabs_;  // Of experts_; owned
+  std::vector<ExpertLayer> layers_;
+  std::vector<int32_t> local_index_;
+  int64_t odd_scales_ = 0;
+};
+
+absl::Status DeviceExpertSet::Hold(std::span<const ExpertId> experts,
+                                   const LoadProgress& progress) {
+  CHECK(std::is_sorted(experts.begin(), experts.end()));
+  CHECK(std::adjacent_find(experts.begin(), experts.end()) == experts.end());
+  std::vector<ExpertId> missing;
+  for (const ExpertId expert : experts) {
+    CHECK(expert.value >= 0 && expert.value < source_.config().num_experts);
+    if (local_index_[static_cast<size_t>(expert.value)] < 0) missing.push_back(expert);
+  }
+  std::vector<std::byte*> loaded;
+  if (const absl::Status status = Load(missing, progress, &loaded); !status.ok()) {
+    FreeAll(loaded);
+    return status;
+  }
+  std::vector<std::byte*> slabs;
+  auto next_loaded = loaded.begin();
+  for (const ExpertId expert : experts) {
+    const int32_t held = local_index_[static_cast<size_t>(expert.value)];
+    slabs.push_back(held < 0 ? *next_loaded++
+                             : std::exchange(slabs_[static_cast<size_t>(held)], nullptr));
+  }
+  FreeAll(slabs_);  // What was not taken over.
+  Adopt(experts, std::move(slabs));
+  return absl::OkStatus();
+}
+
+// Layer by layer, so that the reads of a file rise. While one projection is repacked the next is
+// read.
+absl::Status DeviceExpertSet::Load(std::span<const ExpertId> missing,
+                                   const LoadProgress& progress,
+                                   std::vector<std::byte*>* slabs) {
+  const ModelConfig& config = source_.config();
+  for (const ExpertId expert : missing) {
+    void* slab = backend_.Allocate(static_cast<size_t>(slab_bytes()));
+    if (slab == nullptr) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory for expert ",
+                       expert.value,
+                       ": each of the ",
+                       missing.size(),
+                       " experts to load needs ",
+                       slab_bytes(),
+                       " bytes, and ",
+                       slabs->size(),
+                       " have got them; ",
+                       (std::ssize(missing) - std::ssize(*slabs)) * slab_bytes(),
+                       " are missing: more workers or a smaller cache would do"));
+    }
+    slabs->push_back(static_cast<std::byte*>(slab));
+  }
+
+  struct Item {
+    int layer;
+    size_t local;
+    size_t projection;
+  };
+
+  std::vector<Item> items;
+  int64_t total = 0;
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    for (size_t projection = 0; projection < projections_.size(); ++projection) {
+      for (size_t local = 0; local < missing.size(); ++local) {
+        items.push_back({layer, local, projection});
+        total += StoredBytes(projections_[projection], config.storage);
+      }
+    }
+  }
+
+  LoadMeter meter(progress, total);
+  const auto read = [&](const Item& item) {
+    return std::async(
+        std::launch::async, [this, item, expert = items.empty() ? 0 : missing[item.local].value] {
+          return ReadStored(source_, projections_[item.projection], item.layer, expert);
+        });
+  };
+  std::future<absl::StatusOr<Stored>> next;
+  if (!items.empty()) next = read(items.front());
+  for (size_t i = 0; i < items.size(); ++i) {
+    ASSIGN_OR_RETURN(const Stored stored, next.get());
+    if (i + 1 < items.size()) next = read(items[i + 1]);
+    const Item& item = items[i];
+    const Projection& projection = projections_[item.projection];
+    RETURN_IF_ERROR(
+        Place(stored, projection, item.layer, missing[item.local], (*slabs)[item.local]));
+    RETURN_IF_ERROR(meter.Add(StoredBytes(projection, config.storage)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceExpertSet::Place(
+    const Stored& stored, const Projection& p, int layer, ExpertId expert, std::byte* slab) {
+  ASSIGN_OR_RETURN(const int64_t odd, CheckScales(stored.scales, p, layer, expert.value));
+  odd_scales_ += odd;
+  const bool is_gate_up = p.bias == TensorKind::kGateUpBias;
+  std::byte* base = slab + layer * layout_.layer_bytes;
+  backend_.Repack({.format = FormatOf(source_.config()),
+                   .out = p.out,
+                   .in = p.in,
+                   .codes = stored.codes.data(),
+                   .scales = stored.scales.empty() ? nullptr : stored.scales.data(),
+                   .packed = base + (is_gate_up ? layout_.gate_up : layout_.down)});
+  backend_.Write(base + (is_gate_up ? layout_.gate_up_bias : layout_.down_bias),
+                 stored.bias.data(),
+                 stored.bias.size() * sizeof(float));
+  return absl::OkStatus();
+}
+
+void DeviceExpertSet::Adopt(std::span<const ExpertId> experts, std::vector<std::byte*> slabs) {
+  experts_.assign(experts.begin(), experts.end());
+  slabs_ = std::move(slabs);
+  std::fill(local_index_.begin(), local_index_.end(), -1);
+  for (size_t i = 0; i < experts_.size(); ++i) {
+    local_index_[static_cast<size_t>(experts_[i].value)] = static_cast<int32_t>(i);
+  }
+  const ExpertFormat format = FormatOf(source_.config());
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    ExpertLayer& views = layers_[layer];
+    views.gate_up = {
+        .format = format, .out = projections_[0].out, .in = projections_[0].in, .experts = {}};
+    views.down = {
+        .format = format, .out = projections_[1].out, .in = projections_[1].in, .experts = {}};
+    views.gate_up_bias.clear();
+    views.down_bias.clear();
+    for (const std::byte* slab : slabs_) {
+      const std::byte* base = slab + static_cast<int64_t>(layer) * layout_.layer_bytes;
+      views.gate_up.experts.push_back(base + layout_.gate_up);
+      views.down.experts.push_back(base + layout_.down);
+      views.gate_up_bias.push_back(reinterpret_cast<const float*>(base + layout_.gate_up_bias));
+      views.down_bias.push_back(reinterpret_cast<const float*>(base + layout_.down_bias));
+    }
+  }
+}
+
+void DeviceExpertSet::FreeAll(std::span<std::byte* const> slabs) {
+  for (std::byte* slab : slabs) {
+    if (slab != nullptr) backend_.Free(slab, static_cast<size_t>(slab_bytes()));
+  }
+}
+
+}  // namespace
+
+int64_t ExpertResidentBytes(const ModelConfig& config, const Backend& backend) {
+  return LayOutSlab(config, backend).layer_bytes * config.num_layers;
+}
+
+std::unique_ptr<ExpertSet> ExpertSet::Create(const WeightSource* source, Backend* backend) {
+  return std::make_unique<DeviceExpertSet>(source, backend);
+}
+
+}  // namespace shoal
