@@ -106,7 +106,7 @@ class ExchangeTest : public testing::TestWithParam<const char*> {
 };
 
 INSTANTIATE_TEST_SUITE_P(
-    Transports, ExchangeTest, testing::Values("local:"), [](const auto& transport) {
+    Transports, ExchangeTest, testing::Values("local:", "unix:", "tcp:127.0.0.1:0"), [](const auto& transport) {
       return std::string(transport.param, std::string(transport.param).find(':'));
     });
 

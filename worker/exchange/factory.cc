@@ -5,6 +5,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
+#include "worker/exchange/socket.h"
+
 namespace shoal {
 
 absl::StatusOr<std::unique_ptr<ExchangeFactory>> MakeExchangeFactory(
@@ -16,6 +18,9 @@ absl::StatusOr<std::unique_ptr<ExchangeFactory>> MakeExchangeFactory(
           "tcp:HOST:PORT between processes");
     }
     return MakeLocalExchangeFactory(std::move(hub));
+  }
+  if (absl::StartsWith(kind_and_address, "tcp:") || absl::StartsWith(kind_and_address, "unix:")) {
+    return MakeSocketExchangeFactory(kind_and_address);
   }
   return absl::InvalidArgumentError(absl::StrCat("exchange \"",
                                                  kind_and_address,
