@@ -9,13 +9,19 @@
 // likeliest is never drawn. min_p keeps exp(z_i - z) >= min_p; top_k the k first in sorted order;
 // top_p the shortest sorted prefix whose weights reach ceil(top_p W), W the weights' sum. The draw
 // takes the first token, in sorted order, at which the running sum exceeds floor(u W / 2^64), with
-// u = RandomBits(seed, position). Prefixes are found by quickselect, in time linear in the tokens.
+// u = RandomBits(seed, position).
+//
+// Prefixes are found by quickselect, in time linear in the tokens, and first among the heavy ones
+// alone: those sort before all others, hold most of the weight and are few.
 //
 // logprob_i = float(x_i - max - ln(sum of exp(x_j - max))) of the unmodified logits; the sum by
 // RowKernels::sum_exp, its logarithm in double.
 #include <algorithm>
 #include <cfloat>
 #include <limits>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "kernels/cpu/backend.h"
 #include "kernels/cpu/row_kernels.h"
@@ -28,6 +34,11 @@ namespace {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr float kGreedyBelow = 1e-5f;
 constexpr float kWeightOfLikeliest = 0x1.0p40f;
+constexpr float kHeavy = 0x1.0p-10f;  // exp(z_i - z) of a heavy token.
+
+uint64_t Weight(float exp) {
+  return static_cast<uint64_t>(exp * kWeightOfLikeliest);
+}
 
 struct Candidate {
   float logit;
@@ -118,32 +129,10 @@ size_t PrefixReaching(std::span<Candidate> candidates, uint64_t need) {
   return begin + 1;
 }
 
-// One of `candidates`, which are not empty, by top_k, top_p and the row's random number.
-int32_t Draw(const SampleRow& row, std::span<Candidate> candidates) {
-  if (row.top_k > 0 && static_cast<size_t>(row.top_k) < candidates.size()) {
-    const auto kth = candidates.begin() + row.top_k;
-    std::nth_element(candidates.begin(), kth, candidates.end(), Before);
-    candidates = candidates.first(static_cast<size_t>(row.top_k));
-  }
-  uint64_t total = TotalWeight(candidates);
-  if (row.top_p < 1.0f) {
-    const double share = static_cast<double>(row.top_p) * static_cast<double>(total);
-    const uint64_t whole = share > 0.0 ? static_cast<uint64_t>(share) : 0;
-    const uint64_t need = whole + (static_cast<double>(whole) < share ? 1 : 0);
-    const uint64_t bounded = std::clamp<uint64_t>(need, 1, total);
-    candidates = candidates.first(PrefixReaching(candidates, bounded));
-    total = TotalWeight(candidates);
-  }
-  __extension__ using Uint128 = unsigned __int128;
-  const Uint128 product = Uint128{RandomBits(row.seed, row.position)} * total;
-  const uint64_t target = static_cast<uint64_t>(product >> 64);
-  return candidates[PrefixReaching(candidates, target + 1) - 1].id;
-}
-
 // What one row needs to work with, from a thread's scratch.
 struct SampleWorkspace {
-  std::span<float> logits;          // [vocab] adjusted
-  std::span<float> exps;            // [vocab]
+  std::span<float> logits;          // [vocab] z_i
+  std::span<float> exps;            // [vocab] exp(z_i - z)
   std::span<Candidate> candidates;  // [vocab]
 
   static size_t Bytes(size_t vocab) { return vocab * (2 * sizeof(float) + sizeof(Candidate)); }
@@ -153,6 +142,60 @@ struct SampleWorkspace {
         exps(logits.data() + vocab, vocab),
         candidates(reinterpret_cast<Candidate*>(memory), vocab) {}
 };
+
+// The tokens with exp(z_i - z) >= least, by id.
+std::span<Candidate> Collect(const SampleWorkspace& work, float least) {
+  size_t count = 0;
+  for (size_t i = 0; i < work.exps.size(); ++i) {
+    if (work.exps[i] < least) continue;
+    work.candidates[count++] = {
+        .logit = work.logits[i], .id = static_cast<int32_t>(i), .weight = Weight(work.exps[i])};
+  }
+  return work.candidates.first(count);
+}
+
+uint64_t CollectedWeight(const SampleWorkspace& work, float least) {
+  uint64_t total = 0;
+  for (const float exp : work.exps) total += exp >= least ? Weight(exp) : 0;
+  return total;
+}
+
+// ceil(share * total), at least 1 and at most total.
+uint64_t ShareOf(uint64_t total, float share) {
+  const double exact = static_cast<double>(share) * static_cast<double>(total);
+  const uint64_t floor = exact > 0.0 ? static_cast<uint64_t>(exact) : 0;
+  const uint64_t ceil = floor + (static_cast<double>(floor) < exact ? 1 : 0);
+  return std::clamp<uint64_t>(ceil, 1, total);
+}
+
+// A token by min_p, top_k, top_p and the row's random number. The likeliest one has exp = 1.
+int32_t Draw(const SampleRow& row, const SampleWorkspace& work) {
+  const float least = std::max(row.min_p, 1.0f / kWeightOfLikeliest);
+  std::span<Candidate> tokens = Collect(work, std::max(least, kHeavy));
+  uint64_t total = 0;
+  if (row.top_k > 0) {
+    const auto k = static_cast<size_t>(row.top_k);
+    if (tokens.size() < k) tokens = Collect(work, least);
+    if (tokens.size() > k) {
+      std::nth_element(tokens.begin(), tokens.begin() + row.top_k, tokens.end(), Before);
+      tokens = tokens.first(k);
+    }
+    total = TotalWeight(tokens);
+  } else {
+    total = CollectedWeight(work, least);
+  }
+  if (row.top_p < 1.0f) {
+    const uint64_t need = ShareOf(total, row.top_p);
+    if (TotalWeight(tokens) < need) tokens = Collect(work, least);
+    tokens = tokens.first(PrefixReaching(tokens, need));
+    total = TotalWeight(tokens);
+  }
+  __extension__ using Uint128 = unsigned __int128;
+  const Uint128 product = Uint128{RandomBits(row.seed, row.position)} * total;
+  const uint64_t need = static_cast<uint64_t>(product >> 64) + 1;
+  if (TotalWeight(tokens) < need) tokens = Collect(work, least);
+  return tokens[PrefixReaching(tokens, need) - 1].id;
+}
 
 int32_t SampleToken(const RowKernels& kernels,
                     const SampleRow& row,
@@ -166,15 +209,7 @@ int32_t SampleToken(const RowKernels& kernels,
     return static_cast<int32_t>(std::ranges::find(work.logits, max) - work.logits.begin());
   }
   kernels.exp(work.logits.data(), vocab, max, work.exps.data());
-  const float least = std::max(row.min_p, 1.0f / kWeightOfLikeliest);
-  size_t count = 0;
-  for (size_t i = 0; i < work.exps.size(); ++i) {
-    if (work.exps[i] < least) continue;
-    work.candidates[count++] = {.logit = work.logits[i],
-                                .id = static_cast<int32_t>(i),
-                                .weight = static_cast<uint64_t>(work.exps[i] * kWeightOfLikeliest)};
-  }
-  return Draw(row, work.candidates.first(count));
+  return Draw(row, work);
 }
 
 // The `count` largest logits in sorted order.
