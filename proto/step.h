@@ -12,6 +12,10 @@
 
 namespace shoal {
 
+// Positions of one K/V block as plans count them: kBlockTokens of kernels/backend.h, which the
+// core may not include (worker/lowering asserts that they are equal).
+inline constexpr int32_t kPlanBlockTokens = 32;
+
 // One sequence's part of a step on its home rank: compute positions
 // [first_position, first_position + num_positions). The tokens are in the home rank's record; the
 // last of them may be one that the step before is about to sample (depth two).
@@ -21,7 +25,7 @@ struct PlanEntry {
   int32_t num_positions = 0;
   // Block tables, sent as increments: entries from block index `first_block` on are replaced by
   // these; earlier ones stay as this epoch's previous plans left them. Index b covers positions [b
-  // * kBlockTokens, (b + 1) * kBlockTokens). Both lists have the same length; a window block that
+  // * kPlanBlockTokens, (b + 1) * kPlanBlockTokens). Both lists have the same length; a window block that
   // no position of this or a later step can see is kNoBlock.
   int32_t first_block = 0;
   std::vector<BlockId> full_blocks;

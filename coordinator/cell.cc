@@ -1,0 +1,577 @@
+#include "coordinator/cell.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+#include "base/check.h"
+#include "base/status_macros.h"
+
+namespace shoal {
+namespace {
+
+// A step may take so many times the slowest one seen, per row.
+constexpr int kStepDeadlineFactor = 20;
+// Time per row before anything was measured: a slow CPU with a big model.
+constexpr absl::Duration kAssumedRowTime = absl::Milliseconds(10);
+// What a rank may take beyond the deadline of its exchanges until its answer is here: half.
+constexpr double kAnswerGrace = 1.5;
+
+// Pause after an epoch that ended badly, doubled each time: a dead peer's broken link is reported
+// a little later than the exchange that it broke.
+constexpr absl::Duration kFirstRetryPause = absl::Milliseconds(50);
+constexpr absl::Duration kMaxRetryPause = absl::Seconds(2);
+// A worker named by failing ranks in so many epochs in a row is lost.
+constexpr int kMaxAccusations = 4;
+
+}  // namespace
+
+Cell::Cell(CellId id, Fleet* fleet, CellListener* listener)
+    : id_(id), fleet_(fleet), listener_(listener), row_time_(kAssumedRowTime) {}
+
+std::set<ExpertId> Cell::Layout::Share(size_t rank) const {
+  std::set<ExpertId> share;
+  for (size_t e = 0; e < placement.size(); ++e) {
+    const std::vector<int32_t>& holders = placement[e];
+    if (std::binary_search(holders.begin(), holders.end(), static_cast<int32_t>(rank))) {
+      share.insert(ExpertId{static_cast<int32_t>(e)});
+    }
+  }
+  return share;
+}
+
+// ---- Membership
+
+void Cell::Join(WorkerId worker) {
+  CHECK(workers_.insert(worker).second);
+  fleet_->membership.At(worker).cell = id_;
+  Retarget();
+}
+
+void Cell::Leave(WorkerId worker) {
+  CHECK_EQ(workers_.erase(worker), 1u);
+  accusations_.erase(worker);
+  if (RankOf(worker).has_value() && state_ != EpochState::kNone) {
+    EndEpoch();
+    retry_at_ = fleet_->now;
+  }
+  if (const auto home = homes_.find(worker); home != homes_.end()) {
+    home->second.scheduler->Evict();
+    for (Sequence* s : home->second.scheduler->TakeDeparted()) departed_.push_back(s);
+    num_past_preemptions_ += home->second.scheduler->num_preemptions();
+    homes_.erase(home);
+  }
+  Retarget();
+}
+
+void Cell::Retarget() {
+  target_.reset();
+  if (state_ == EpochState::kConfiguring) return;  // Its end or its first step will ask again
+  std::optional<Layout> best = BestLayout();
+  if (!best.has_value()) return;
+  if (state_ == EpochState::kRunning && *best == layout_) return;
+  target_ = std::move(best);
+  AskLoads();
+}
+
+std::optional<Cell::Layout> Cell::BestLayout() {
+  const CoordinatorOptions& options = fleet_->options;
+  std::vector<WorkerId> veterans;  // Who can serve without loading first, or after loading little
+  for (const WorkerId worker : workers_) {
+    if (homes_.contains(worker)) veterans.push_back(worker);
+  }
+  const std::vector<WorkerId> all(workers_.begin(), workers_.end());
+  const size_t needed =
+      static_cast<size_t>(has_run_ ? options.min_workers : options.workers_per_cell);
+  if (state_ == EpochState::kNone && has_run_ && veterans.size() >= needed) {
+    absl::StatusOr<Layout> urgent = Place(veterans, PlacementGoal::kUrgent);
+    if (urgent.ok()) return *std::move(urgent);
+  }
+  if (all.size() < needed) {
+    why_waiting_ = absl::StrCat(all.size(), " of ", needed, " workers are here");
+    return std::nullopt;
+  }
+  absl::StatusOr<Layout> balanced = Place(all, PlacementGoal::kBalanced);
+  if (balanced.ok()) return *std::move(balanced);
+  why_waiting_ = std::string(balanced.status().message());
+  return std::nullopt;
+}
+
+absl::StatusOr<Cell::Layout> Cell::Place(const std::vector<WorkerId>& ranks,
+                                         PlacementGoal goal) const {
+  std::vector<PlacementSite> sites;
+  for (const WorkerId id : ranks) {
+    const Worker& worker = fleet_->membership.At(id);
+    sites.push_back({worker.enrol.host, worker.max_experts, worker.held});
+  }
+  ASSIGN_OR_RETURN(
+      Placement placement,
+      PlaceExperts(sites, fleet_->options.num_experts, fleet_->options.expert_copies, goal));
+  return Layout{ranks, std::move(placement)};
+}
+
+void Cell::AskLoads() {
+  const uint64_t version = fleet_->NextPlacementVersion();
+  for (size_t rank = 0; rank < target_->ranks.size(); ++rank) {
+    const WorkerId id = target_->ranks[rank];
+    Worker& worker = fleet_->membership.At(id);
+    std::set<ExpertId> share = target_->Share(rank);
+    const bool has_all =
+        std::includes(worker.held.begin(), worker.held.end(), share.begin(), share.end());
+    if (worker.has_loaded && has_all) continue;
+    if (worker.asked_version != 0 && worker.asked == share) continue;
+    fleet_->Send(id,
+                 LoadExperts{.term = fleet_->term(),
+                             .cell = id_,
+                             .placement_version = version,
+                             .experts = {share.begin(), share.end()}});
+    worker.asked = std::move(share);
+    worker.asked_version = version;
+  }
+}
+
+bool Cell::IsLoaded(const Layout& layout) const {
+  for (size_t rank = 0; rank < layout.ranks.size(); ++rank) {
+    const Worker& worker = fleet_->membership.At(layout.ranks[rank]);
+    const std::set<ExpertId> share = layout.Share(rank);
+    if (!worker.has_loaded) return false;
+    if (!std::includes(worker.held.begin(), worker.held.end(), share.begin(), share.end())) {
+      return false;
+    }
+  }
+  return true;
+}
+
+absl::Status Cell::OnExpertsLoaded(WorkerId id, const ExpertsLoaded& message) {
+  Worker& worker = fleet_->membership.At(id);
+  if (message.cell != id_ || message.placement_version != worker.asked_version) {
+    return absl::OkStatus();  // The answer to a request that another one has replaced
+  }
+  worker.asked_version = 0;
+  const std::set<ExpertId> asked = std::exchange(worker.asked, {});
+  if (!message.status.ok()) {
+    fleet_->Say(absl::StrCat("worker ",
+                             id.value,
+                             " could not load ",
+                             asked.size(),
+                             " experts: ",
+                             message.status.ToString()));
+    if (!worker.has_loaded) return message.status;
+    worker.max_experts = static_cast<int32_t>(worker.held.size());
+    Retarget();
+    return absl::OkStatus();
+  }
+  worker.held.insert(asked.begin(), asked.end());
+  worker.has_loaded = true;
+  worker.num_full_blocks = message.num_full_blocks;
+  worker.num_window_blocks = message.num_window_blocks;
+  return absl::OkStatus();
+}
+
+// ---- Epochs
+
+void Cell::Configure() {
+  CHECK(steps_.empty());
+  layout_ = *std::exchange(target_, std::nullopt);
+  state_ = EpochState::kConfiguring;
+  epoch_ = fleet_->NextEpoch();
+  ++num_epochs_;
+  ready_.clear();
+  configure_deadline_ = fleet_->now + fleet_->options.epoch_deadline;
+  BuildHomes();
+
+  shoal::Configure message{
+      .term = fleet_->term(),
+      .cell = id_,
+      .epoch = epoch_,
+      .next_step = fleet_->NextStep(last_step_),
+      .placement_version = fleet_->NextPlacementVersion(),
+      .max_rows = fleet_->options.max_rows,
+      .deadline_ms = absl::ToInt64Milliseconds(fleet_->options.epoch_deadline)};
+  for (const WorkerId id : layout_.ranks) {
+    const Enrol& enrol = fleet_->membership.At(id).enrol;
+    message.members.push_back({id, enrol.incarnation, enrol.exchange_endpoint, enrol.host});
+  }
+  for (uint8_t& byte : message.key) byte = static_cast<uint8_t>(fleet_->prng.Next() >> 56);
+  for (const std::vector<int32_t>& holders : layout_.placement) {
+    std::vector<Rank>& ranks = message.placement.emplace_back();
+    for (const int32_t holder : holders) ranks.push_back(Rank{holder});
+  }
+  for (size_t rank = 0; rank < layout_.ranks.size(); ++rank) {
+    const Worker& worker = fleet_->membership.At(layout_.ranks[rank]);
+    message.rank = Rank{static_cast<int32_t>(rank)};
+    message.num_full_blocks = worker.num_full_blocks;
+    message.num_window_blocks = worker.num_window_blocks;
+    fleet_->Send(layout_.ranks[rank], message);
+  }
+  fleet_->Say(absl::StrCat(
+      "cell ", id_.value, ": epoch ", epoch_.value, " with ", layout_.ranks.size(), " workers"));
+}
+
+// Every rank of the layout gets a home. One whose number of blocks has changed begins anew: its
+// worker may have moved its memory.
+void Cell::BuildHomes() {
+  const CoordinatorOptions& options = fleet_->options;
+  for (const WorkerId id : layout_.ranks) {
+    const Worker& worker = fleet_->membership.At(id);
+    Home& home = homes_[id];
+    if (home.scheduler != nullptr) {
+      home.scheduler->RewindAll();
+      const KvSpace& space = home.scheduler->space();
+      if (space.full().num_blocks() == worker.num_full_blocks &&
+          space.window_blocks().num_blocks() == worker.num_window_blocks) {
+        continue;
+      }
+      home.scheduler->Evict();
+      for (Sequence* s : home.scheduler->TakeDeparted()) departed_.push_back(s);
+      num_past_preemptions_ += home.scheduler->num_preemptions();
+    }
+    home.scheduler =
+        std::make_unique<Scheduler>(SchedulerLimits{.max_rows = options.max_rows,
+                                                    .prefill_chunk = options.prefill_chunk,
+                                                    .max_running = options.max_running,
+                                                    .prefix_cache = options.prefix_cache,
+                                                    .window = options.sliding_window},
+                                    worker.num_full_blocks,
+                                    worker.num_window_blocks);
+  }
+}
+
+void Cell::OnReady(WorkerId worker, const Ready& message) {
+  if (state_ != EpochState::kConfiguring || message.epoch != epoch_) return;
+  if (!message.status.ok()) {
+    FailEpoch(
+        absl::StrCat(
+            "worker ", worker.value, " could not build the exchange: ", message.status.ToString()),
+        message.suspects);
+    return;
+  }
+  ready_.insert(worker);
+  if (ready_.size() < layout_.ranks.size()) return;
+  state_ = EpochState::kRunning;
+  has_run_ = true;
+  why_waiting_.clear();
+  for (size_t rank = 0; rank < layout_.ranks.size(); ++rank) {
+    // What is not in its share the worker may drop from here on.
+    Worker& member = fleet_->membership.At(layout_.ranks[rank]);
+    member.held = layout_.Share(rank);
+  }
+  for (auto& [id, home] : homes_) home.scheduler->CountEpoch();
+  Retarget();
+}
+
+// The survivors leave the epoch; what was in flight has not happened.
+void Cell::EndEpoch() {
+  CHECK(state_ != EpochState::kNone);
+  state_ = EpochState::kNone;
+  for (size_t rank = 0; rank < layout_.ranks.size(); ++rank) {
+    const WorkerId id = layout_.ranks[rank];
+    if (!workers_.contains(id)) continue;
+    fleet_->Send(id, Abort{.term = fleet_->term(), .cell = id_, .epoch = epoch_});
+    Home& home = homes_.at(id);
+    for (const StepInFlight& step : steps_) {
+      const std::vector<SequenceId>& untold = step.parts[rank].forget;
+      home.forget.insert(home.forget.end(), untold.begin(), untold.end());
+    }
+    home.scheduler->RewindAll();
+  }
+  steps_.clear();
+}
+
+void Cell::FailEpoch(const std::string& why, const std::vector<Rank>& suspects) {
+  EndEpoch();
+  for (const Rank suspect : suspects) {
+    const size_t rank = static_cast<size_t>(suspect.value);
+    if (suspect.value < 0 || rank >= layout_.ranks.size()) continue;
+    if (workers_.contains(layout_.ranks[rank])) ++accusations_[layout_.ranks[rank]];
+  }
+  const int doublings = std::min(num_failures_++, 10);
+  retry_at_ = fleet_->now + std::min(kFirstRetryPause * (1 << doublings), kMaxRetryPause);
+  fleet_->Say(absl::StrCat("cell ", id_.value, ": epoch ", epoch_.value, " ended: ", why));
+  Retarget();
+}
+
+void Cell::OnRefusal(WorkerId worker, const Refusal& message) {
+  if (state_ == EpochState::kNone || !RankOf(worker).has_value()) return;
+  // About a message of an epoch that is over, or one that came late or twice: harms nobody.
+  if (message.epoch < epoch_) return;
+  const bool is_stale = absl::IsAborted(message.reason) && ready_.contains(worker);
+  if (message.epoch == epoch_ && is_stale) return;
+  fleet_->SkipEpochs(message.epoch);
+  FailEpoch(absl::StrCat("worker ", worker.value, " refused: ", message.reason.ToString()), {});
+}
+
+std::vector<WorkerId> Cell::Overdue() {
+  std::vector<WorkerId> lost;
+  if (state_ == EpochState::kConfiguring && fleet_->now >= configure_deadline_) {
+    for (const WorkerId worker : layout_.ranks) {
+      if (!ready_.contains(worker)) lost.push_back(worker);
+    }
+  }
+  if (state_ == EpochState::kRunning && fleet_->now >= StepDeadline()) {
+    FailEpoch(absl::StrCat("step ", steps_.front().step.value, " passed its deadline"), {});
+  }
+  for (const auto& [worker, times] : accusations_) {
+    if (times >= kMaxAccusations && !std::count(lost.begin(), lost.end(), worker)) {
+      lost.push_back(worker);
+    }
+  }
+  return lost;
+}
+
+void Cell::Advance() {
+  if (IsReadyToMove()) {
+    // At a step boundary: plans stop, those in flight return.
+    const bool is_boundary = state_ == EpochState::kRunning && steps_.empty();
+    const bool is_due = state_ == EpochState::kNone && fleet_->now >= retry_at_;
+    if (is_boundary || is_due) Configure();
+  }
+  SendPlans();
+}
+
+absl::Time Cell::NextDeadline() const {
+  absl::Time next = absl::InfiniteFuture();
+  if (state_ == EpochState::kConfiguring) next = configure_deadline_;
+  if (state_ == EpochState::kRunning) next = StepDeadline();
+  if (state_ == EpochState::kNone && IsReadyToMove()) next = std::max(retry_at_, fleet_->now);
+  return next;
+}
+
+std::optional<Rank> Cell::RankOf(WorkerId worker) const {
+  const auto found = std::find(layout_.ranks.begin(), layout_.ranks.end(), worker);
+  if (found == layout_.ranks.end()) return std::nullopt;
+  return Rank{static_cast<int32_t>(found - layout_.ranks.begin())};
+}
+
+// ---- Steps
+
+void Cell::SendPlans() {
+  if (state_ != EpochState::kRunning || IsReadyToMove()) return;
+  while (steps_.size() < static_cast<size_t>(fleet_->options.pipeline_depth)) {
+    if (!SendStep()) return;
+  }
+}
+
+// Plans for every rank, those without rows too: they serve their experts. False, sending nothing,
+// if no rank has a row.
+bool Cell::SendStep() {
+  StepInFlight step;
+  step.step = fleet_->NextStep(last_step_);
+  const int32_t forced = fleet_->options.force_preempt_every;
+  if (forced > 0 && step.step.value % static_cast<uint64_t>(forced) == 0) {
+    const WorkerId victim_home = layout_.ranks[next_forced_++ % layout_.ranks.size()];
+    homes_.at(victim_home).scheduler->PreemptNewest();
+  }
+  for (const WorkerId id : layout_.ranks) {
+    RankPart& part = step.parts.emplace_back();
+    part.entries = homes_.at(id).scheduler->Plan();
+    int32_t rows = 0;
+    for (const PlanEntry& entry : part.entries) rows += entry.num_positions;
+    step.most_rows = std::max(step.most_rows, rows);
+  }
+  if (step.most_rows == 0) return false;
+
+  last_step_ = step.step;
+  step.sent = fleet_->now;
+  step.allowed = Allowed(step.most_rows);
+  for (size_t rank = 0; rank < layout_.ranks.size(); ++rank) {
+    const WorkerId id = layout_.ranks[rank];
+    step.parts[rank].forget = std::exchange(homes_.at(id).forget, {});
+    fleet_->Send(id,
+                 StepPlan{.term = fleet_->term(),
+                          .cell = id_,
+                          .epoch = epoch_,
+                          .step = step.step,
+                          .deadline_ms = absl::ToInt64Milliseconds(step.allowed),
+                          .entries = step.parts[rank].entries,
+                          .forget = step.parts[rank].forget});
+  }
+  if (steps_.empty()) front_since_ = fleet_->now;
+  steps_.push_back(std::move(step));
+  return true;
+}
+
+absl::Duration Cell::Allowed(int32_t most_rows) const {
+  return std::max(fleet_->options.step_deadline, kStepDeadlineFactor * row_time_ * most_rows);
+}
+
+absl::Time Cell::StepDeadline() const {
+  if (steps_.empty()) return absl::InfiniteFuture();
+  return front_since_ + steps_.front().allowed * kAnswerGrace;
+}
+
+void Cell::OnStepResult(WorkerId worker, const StepResult& message) {
+  const std::optional<Rank> rank = RankOf(worker);
+  if (state_ != EpochState::kRunning || message.epoch != epoch_ || !rank.has_value()) return;
+  const auto step = std::find_if(
+      steps_.begin(), steps_.end(), [&](const StepInFlight& s) { return s.step == message.step; });
+  if (step == steps_.end()) return;
+  RankPart& part = step->parts[static_cast<size_t>(rank->value)];
+  if (part.has_returned) return;
+  absl::Status status = message.status;
+  if (status.ok()) status = CheckResult(part, message);
+  if (!status.ok()) {
+    FailEpoch(absl::StrCat("step ",
+                           message.step.value,
+                           " failed at worker ",
+                           worker.value,
+                           ": ",
+                           status.ToString()),
+              message.suspects);
+    return;
+  }
+  part.has_returned = true;
+  Accept(worker, part, message);
+  ++step->num_returned;
+  while (!steps_.empty() && steps_.front().num_returned == layout_.ranks.size()) {
+    Complete(steps_.front());
+    steps_.pop_front();
+  }
+}
+
+void Cell::Complete(const StepInFlight& step) {
+  const absl::Duration took = fleet_->now - front_since_;
+  row_time_ = std::max(took / std::max(step.most_rows, 1), row_time_ * 0.9);
+  front_since_ = fleet_->now;
+  num_failures_ = 0;
+  accusations_.clear();
+}
+
+// The result has one token for every entry that wants one, at its position.
+absl::Status Cell::CheckResult(const RankPart& part, const StepResult& result) const {
+  std::map<SequenceId, int32_t> positions;
+  for (const SampledToken& token : result.tokens) positions[token.sequence] = token.position;
+  for (const PlanEntry& entry : part.entries) {
+    if (!entry.wants_sample) continue;
+    const int32_t position = entry.first_position + entry.num_positions;
+    const auto found = positions.find(entry.sequence);
+    if (found == positions.end() || found->second != position) {
+      return absl::DataLossError(absl::StrCat("the result lacks the token of sequence ",
+                                              entry.sequence.value,
+                                              " at position ",
+                                              position));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Cell::Accept(WorkerId worker, const RankPart& part, const StepResult& result) {
+  Scheduler& scheduler = *homes_.at(worker).scheduler;
+  for (const LogitRows& rows : result.logits) {
+    Sequence* const sequence = scheduler.Find(rows.sequence);
+    if (sequence != nullptr && sequence->state != SequenceState::kEnded) {
+      listener_->OnLogits(sequence, rows);
+    }
+  }
+  // Tokens before rows: a row is settled by the length that its token gave the sequence.
+  for (const SampledToken& token : result.tokens) {
+    Sequence* const sequence = scheduler.Find(token.sequence);
+    if (sequence != nullptr && sequence->state != SequenceState::kEnded) {
+      listener_->OnToken(sequence, token);
+    }
+  }
+  for (const PlanEntry& entry : part.entries) scheduler.Returned(entry);
+}
+
+// ---- Sequences
+
+std::vector<const Scheduler*> Cell::homes() const {
+  std::vector<const Scheduler*> homes;
+  if (state_ != EpochState::kRunning) return homes;
+  for (const WorkerId id : layout_.ranks) homes.push_back(homes_.at(id).scheduler.get());
+  return homes;
+}
+
+void Cell::Admit(size_t home, Sequence* sequence) {
+  CHECK(state_ == EpochState::kRunning);
+  const WorkerId id = layout_.ranks[home];
+  const Incarnation incarnation = fleet_->membership.At(id).enrol.incarnation;
+  sequence->cell = id_;
+  sequence->home = id;
+  if (sequence->record_worker != id || sequence->record_incarnation != incarnation) {
+    fleet_->Send(id,
+                 KeepRecord{.term = fleet_->term(),
+                            .sequence = sequence->id,
+                            .index = 0,
+                            .tokens = sequence->tokens,
+                            .prompt_length = sequence->prompt_length,
+                            .sampling = sequence->sampling,
+                            .envelope = sequence->envelope});
+    sequence->record_worker = id;
+    sequence->record_incarnation = incarnation;
+  }
+  homes_.at(id).scheduler->Admit(sequence);
+}
+
+void Cell::End(Sequence* sequence) {
+  homes_.at(sequence->home).scheduler->End(sequence);
+}
+
+void Cell::Forget(WorkerId worker, SequenceId sequence) {
+  if (const auto home = homes_.find(worker); home != homes_.end()) {
+    home->second.forget.push_back(sequence);
+  }
+}
+
+void Cell::EvictAll() {
+  CHECK(steps_.empty());
+  for (auto& [id, home] : homes_) home.scheduler->Evict();
+}
+
+std::vector<Sequence*> Cell::TakeDeparted() {
+  std::vector<Sequence*> departed = std::exchange(departed_, {});
+  for (auto& [id, home] : homes_) {
+    for (Sequence* s : home.scheduler->TakeDeparted()) departed.push_back(s);
+  }
+  return departed;
+}
+
+// ---- For people
+
+int64_t Cell::num_preemptions() const {
+  int64_t num = num_past_preemptions_;
+  for (const auto& [id, home] : homes_) num += home.scheduler->num_preemptions();
+  return num;
+}
+
+CellStatus Cell::Status() const {
+  CellStatus status{.cell = id_, .epoch = epoch_, .step = last_step_};
+  switch (state_) {
+    case EpochState::kConfiguring:
+      status.state = "configuring";
+      break;
+    case EpochState::kRunning:
+      status.state = "running";
+      break;
+    case EpochState::kNone:
+      if (target_.has_value()) {
+        status.state = IsLoaded(*target_) ? "configuring" : "loading";
+      } else {
+        status.state = has_run_ ? "waiting for workers" : "forming";
+      }
+      break;
+  }
+  for (const WorkerId worker : workers_) status.workers.push_back(StatusOf(worker));
+  status.min_replicas = state_ == EpochState::kNone ? 0 : MinReplicas(layout_.placement);
+  return status;
+}
+
+WorkerStatus Cell::StatusOf(WorkerId id) const {
+  WorkerStatus status;
+  status.cell = id_;
+  const std::optional<Rank> rank = RankOf(id);
+  if (state_ != EpochState::kNone && rank.has_value()) status.rank = *rank;
+  const auto found = homes_.find(id);
+  if (found == homes_.end()) return status;
+  const Scheduler& scheduler = *found->second.scheduler;
+  status.full_blocks = scheduler.space().full().num_blocks();
+  status.full_blocks_used = scheduler.space().full().num_held();
+  status.full_blocks_cached = scheduler.space().full().num_cached();
+  status.window_blocks = scheduler.space().window_blocks().num_blocks();
+  status.window_blocks_used = scheduler.space().window_blocks().num_held();
+  status.sequences = scheduler.num_sequences();
+  return status;
+}
+
+}  // namespace shoal

@@ -1,0 +1,77 @@
+// A request's choice as the scheduler sees it: tokens, progress, memory. Its progress is the length
+// of its record; everything else here says how far plans have run ahead of it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+
+#include "base/ids.h"
+#include "coordinator/schedule/kv_space.h"
+#include "proto/cluster.h"
+
+namespace shoal {
+
+//            Admit                 a preempted one's last row returns
+//  kWaiting ───────▶ kRunning ───────▶ kLeaving ───────▶ kWaiting
+//                        └─────────────────┴──▶ kEnded (stays only until its last row returns)
+enum class SequenceState : uint8_t {
+  kWaiting,  // In the queue: no home, no blocks
+  kRunning,  // Has a home rank and may be planned
+  kLeaving,  // Preempted: not planned; waits for the return of rows in flight
+  kEnded,    // Finished: not planned; waits for the return of rows in flight
+};
+
+struct Sequence {
+  // Constant after construction.
+  SequenceId id;
+  uint64_t request = 0;  // The coordinator's number of its request
+  int32_t choice = 0;
+  int32_t prompt_length = 0;
+  int32_t max_length = 0;  // Of the record: prompt and output
+  SamplingSettings sampling;
+  std::string cache_scope;  // Tenant and salt; see CacheScope
+  bool uses_prefix_cache = true;
+  bool wants_prompt_logits = false;  // Never sampled; ends with its prompt
+  std::string envelope;
+
+  // Accepted.
+  std::vector<TokenId> tokens;  // Prompt, then output
+  int32_t computed = 0;         // Leading positions whose K/V the home rank holds
+
+  // Where it is.
+  SequenceState state = SequenceState::kWaiting;
+  CellId cell;
+  WorkerId home;
+  BlockTable table;
+  int32_t num_blocks_sent = 0;  // Table entries that this epoch's plans have named
+  WorkerId record_worker;       // Who holds its record, if record_incarnation is not 0
+  Incarnation record_incarnation;
+  int32_t length_at_admission = 0;
+
+  // Ahead of the accepted: what plans in flight will have done when they return.
+  int32_t planned_computed = 0;
+  int32_t planned_length = 0;
+  int32_t rows_in_flight = 0;  // Plan entries that have not returned
+
+  // Life so far.
+  int32_t preemptions = 0;
+  int32_t epochs = 0;
+
+  // Positions with K/V when it is finished: the last output token is never computed.
+  int32_t max_positions() const { return std::max(prompt_length, max_length - 1); }
+
+  int32_t length() const { return static_cast<int32_t>(tokens.size()); }
+
+  // Positions that plans could still compute with the tokens known or about to be sampled. The
+  // last output token needs no K/V: nothing is sampled after it.
+  int32_t unplanned_positions() const {
+    const bool needs_all = wants_prompt_logits || planned_length < max_length;
+    return needs_all ? planned_length - planned_computed : 0;
+  }
+};
+
+}  // namespace shoal
