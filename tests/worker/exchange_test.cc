@@ -105,10 +105,13 @@ class ExchangeTest : public testing::TestWithParam<const char*> {
   std::vector<std::unique_ptr<Exchange>> exchanges_;
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Transports, ExchangeTest, testing::Values("local:", "unix:", "tcp:127.0.0.1:0"), [](const auto& transport) {
-      return std::string(transport.param, std::string(transport.param).find(':'));
-    });
+INSTANTIATE_TEST_SUITE_P(Transports,
+                         ExchangeTest,
+                         testing::Values("local:", "unix:", "tcp:127.0.0.1:0", "shm:"),
+                         [](const auto& transport) {
+                           return std::string(transport.param,
+                                              std::string(transport.param).find(':'));
+                         });
 
 TEST_P(ExchangeTest, BringsEveryRowToItsExpertsAndHome) {
   for (int32_t num_ranks = 1; num_ranks <= 8; ++num_ranks) {
@@ -212,11 +215,17 @@ TEST_P(ExchangeTest, MoreRowsThanTheLimitAreRefused) {
   const CellShape large{.num_ranks = 2, .max_rows = 64};
   const Traffic traffic = RandomTraffic(large, {64, 64}, 8);
   StartWorkers(2);
+  std::vector<absl::Status> created(2);
   OnEachRank(2, [&](int32_t rank) {
     const CellShape& shape = rank == 0 ? small : large;
-    const absl::Status created = Create(shape, traffic, rank, 1, Soon());
-    ASSERT_TRUE(created.ok()) << created;
+    created[static_cast<size_t>(rank)] = Create(shape, traffic, rank, 1, Soon());
   });
+  if (absl::StartsWith(GetParam(), "shm:")) {  // Its ranks have to agree on the segment's size.
+    EXPECT_EQ(created[0].code(), absl::StatusCode::kUnavailable) << created[0];
+    EXPECT_EQ(created[1].code(), absl::StatusCode::kFailedPrecondition) << created[1];
+    return;
+  }
+  for (const absl::Status& status : created) ASSERT_TRUE(status.ok()) << status;
   // Rank 1 believes in the larger limit. Rank 0, which does not, has nothing to send.
   Traffic skewed = traffic;
   skewed.expert_ids[0].clear();

@@ -5,6 +5,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
+#include "worker/exchange/shm.h"
 #include "worker/exchange/socket.h"
 
 namespace shoal {
@@ -22,6 +23,7 @@ absl::StatusOr<std::unique_ptr<ExchangeFactory>> MakeExchangeFactory(
   if (absl::StartsWith(kind_and_address, "tcp:") || absl::StartsWith(kind_and_address, "unix:")) {
     return MakeSocketExchangeFactory(kind_and_address);
   }
+  if (absl::StartsWith(kind_and_address, "shm:")) return MakeShmExchangeFactory(kind_and_address);
   return absl::InvalidArgumentError(absl::StrCat("exchange \"",
                                                  kind_and_address,
                                                  "\" is none of local:, unix:PATH, shm:PATH and "

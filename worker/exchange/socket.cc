@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 
@@ -239,6 +240,10 @@ class SocketExchangeFactory final : public HostExchangeFactory {
 
 absl::StatusOr<std::unique_ptr<ExchangeFactory>> MakeSocketExchangeFactory(
     absl::string_view listen) {
+  if (absl::StartsWith(listen, "shm:")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a socket is reached by tcp:HOST:PORT or unix:PATH, not by ", listen));
+  }
   ASSIGN_OR_RETURN(std::unique_ptr<Listener> listener, Listener::Create(listen));
   return std::make_unique<SocketExchangeFactory>(std::move(listener));
 }
