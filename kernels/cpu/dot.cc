@@ -54,6 +54,30 @@ void MxProduct(const MxProductArgs& args) {
   }
 }
 
+// ---- Ceilings
+// ------------------------------------------------------------------------------------
+
+int64_t ReadBytes(const std::byte* from, int64_t bytes) {
+  const auto* words = reinterpret_cast<const uint64_t*>(from);
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < bytes / 8; ++i) bits |= words[i];
+  return static_cast<int64_t>(bits);
+}
+
+int64_t IntDots(int64_t rounds) {
+  int8_t a[kIntDotsPerRound];
+  int8_t b[kIntDotsPerRound];
+  for (int i = 0; i < kIntDotsPerRound; ++i) a[i] = b[i] = static_cast<int8_t>(i % 100);
+  int64_t total = 0;
+  for (int64_t round = 0; round < rounds; ++round) {
+    a[round % kIntDotsPerRound] ^= 1;  // Otherwise one round would do.
+    int32_t sum = 0;
+    for (int i = 0; i < kIntDotsPerRound; ++i) sum += a[i] * b[i];
+    total += sum;
+  }
+  return total;
+}
+
 }  // namespace
 
 namespace internal {
@@ -65,7 +89,9 @@ const DotTable kDotTableScalar = {.isa = CpuIsa::kScalar,
                                   .swiglu = epilogue::SwiGlu<LanesScalar>,
                                   .widen = epilogue::Widen<LanesScalar>,
                                   .finish_bf16 = epilogue::FinishBf16<LanesScalar>,
-                                  .finish_f32 = epilogue::FinishF32<LanesScalar>};
+                                  .finish_f32 = epilogue::FinishF32<LanesScalar>,
+                                  .read_bytes = ReadBytes,
+                                  .int_dots = IntDots};
 
 }  // namespace internal
 

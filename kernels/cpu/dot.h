@@ -97,6 +97,8 @@ struct SwiGluArgs {
   Bf16* h;  // [count]
 };
 
+inline constexpr int64_t kIntDotsPerRound = 1'024;
+
 struct DotTable {
   CpuIsa isa;
   void (*linear_product)(const LinearProductArgs& args);
@@ -110,6 +112,10 @@ struct DotTable {
   void (*finish_bf16)(const float* sums, const float* bias, int64_t count, Bf16* out);
   // The same without the rounding; NaN in its one canonical form.
   void (*finish_f32)(const float* sums, const float* bias, int64_t count, float* out);
+  // For kernels/cpu/ceiling.h. Reads every cache line of the range; `bytes` is a multiple of 4,096.
+  int64_t (*read_bytes)(const std::byte* from, int64_t bytes);
+  // rounds * kIntDotsPerRound multiply-adds of 8-bit integers on registers.
+  int64_t (*int_dots)(int64_t rounds);
 };
 
 // REQUIRES: this processor has `isa`.

@@ -194,6 +194,42 @@ void MxProduct(const MxProductArgs& args) {
   }
 }
 
+// ---- Ceilings
+// ------------------------------------------------------------------------------------
+
+int64_t ReadBytes(const std::byte* from, int64_t bytes) {
+  __m256i bits[4] = {};
+  for (int64_t i = 0; i < bytes; i += 128) {
+    _mm_prefetch(reinterpret_cast<const char*>(from + i) + 2048, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(from + i) + 2048 + 64, _MM_HINT_T0);
+    for (int j = 0; j < 4; ++j) {
+      const auto* at = reinterpret_cast<const __m256i*>(from + i + 32 * j);
+      bits[j] = _mm256_or_si256(bits[j], _mm256_loadu_si256(at));
+    }
+  }
+  const __m256i all =
+      _mm256_or_si256(_mm256_or_si256(bits[0], bits[1]), _mm256_or_si256(bits[2], bits[3]));
+  return _mm256_extract_epi64(all, 0) | _mm256_extract_epi64(all, 1) |
+         _mm256_extract_epi64(all, 2) | _mm256_extract_epi64(all, 3);
+}
+
+int64_t IntDots(int64_t rounds) {
+  constexpr int kSums = 8;
+  constexpr int kDotsPerSum = 32;
+  __m256i sums[kSums] = {};
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i a = _mm256_set1_epi8(3);
+  const __m256i b = _mm256_set1_epi8(5);
+  for (int64_t i = 0; i < rounds * (kIntDotsPerRound / kSums / kDotsPerSum); ++i) {
+    for (int s = 0; s < kSums; ++s) {
+      a = _mm256_xor_si256(a, b);  // Otherwise one product would do for all.
+      sums[s] = _mm256_add_epi32(sums[s], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
+    }
+  }
+  for (int s = 1; s < kSums; ++s) sums[0] = _mm256_add_epi32(sums[0], sums[s]);
+  return _mm256_extract_epi64(sums[0], 0);
+}
+
 }  // namespace
 
 namespace internal {
@@ -205,7 +241,9 @@ const DotTable kDotTableAvx2 = {.isa = CpuIsa::kAvx2,
                                 .swiglu = epilogue::SwiGlu<LanesAvx2>,
                                 .widen = epilogue::Widen<LanesAvx2>,
                                 .finish_bf16 = epilogue::FinishBf16<LanesAvx2>,
-                                .finish_f32 = epilogue::FinishF32<LanesAvx2>};
+                                .finish_f32 = epilogue::FinishF32<LanesAvx2>,
+                                .read_bytes = ReadBytes,
+                                .int_dots = IntDots};
 
 }  // namespace internal
 }  // namespace shoal

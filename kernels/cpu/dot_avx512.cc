@@ -12,15 +12,27 @@ namespace {
 // ---- Products with bf16 weights -----------------------------------------------------------------
 //
 // A (row, output) pair has one register: its 16 lanes. Up to kDirectRows rows the weights are
-// widened in registers, since memory is the bound; beyond, panels of kPanelOuts x kPanelDepth
-// weights are widened once into the first-level cache and meet the rows in tiles of 4 x 6
-// accumulators, 24 FMAs for 10 loads.
+// widened in registers, four rows times four outputs at a time, since memory is the bound; beyond,
+// panels of kPanelOuts x kPanelDepth weights are widened once into the first-level cache and meet
+// the rows in tiles of 4 x 6 accumulators, 24 FMAs for 10 loads, while the next outputs' weights
+// are fetched into the second-level cache.
 
-constexpr int kDirectRows = 4;
+constexpr int kTileRowsMax = 4;
+constexpr int kDirectRows = 16;
 constexpr int kDirectOuts = 4;
-constexpr int kPanelRows = 4;
 constexpr int kPanelOuts = 6;
 constexpr int64_t kPanelDepth = 1024;
+
+// Fetches the share [done, done + step) / total of `bytes` bytes into the second-level cache, for a
+// loop that uses them when it has done `total`. A prefetch beyond mapped memory does nothing.
+SHOAL_INLINE void PrefetchShare(
+    const void* begin, int64_t bytes, int64_t done, int64_t step, int64_t total) {
+  const char* from = static_cast<const char*>(begin);
+  const int64_t last = bytes * (done + step) / total / 64;
+  for (int64_t i = bytes * done / total / 64; i < last; ++i) {
+    _mm_prefetch(from + 64 * i, _MM_HINT_T1);
+  }
+}
 
 SHOAL_INLINE __mmask16 FirstLanes(int64_t n) {
   return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1u);
@@ -126,10 +138,19 @@ SHOAL_INLINE void WidenPanel(const LinearProductArgs& args,
                              int64_t first_k,
                              int64_t depth,
                              LinearPanel* panel) {
+  const __m512i first_half = WidenIndex(0);
+  const __m512i second_half = WidenIndex(16);
   for (int o = 0; o < kPanelOuts; ++o) {
     const Bf16* w = args.weight + (first_out + o) * args.weight_stride + first_k;
-    for (int64_t k = 0; k < depth; k += 16) {
-      const __mmask16 lanes = first_out + o < args.num_outs ? FirstLanes(depth - k) : __mmask16{0};
+    const int64_t known = first_out + o < args.num_outs ? depth : 0;
+    int64_t k = 0;
+    for (; k + 32 <= known; k += 32) {
+      const __m512i pairs = _mm512_loadu_si512(w + k);
+      _mm512_store_ps(panel->weight[k / 16][o], WidenHalf(first_half, pairs));
+      _mm512_store_ps(panel->weight[k / 16 + 1][o], WidenHalf(second_half, pairs));
+    }
+    for (; k < depth; k += 16) {
+      const __mmask16 lanes = k < known ? FirstLanes(known - k) : __mmask16{0};
       _mm512_store_ps(panel->weight[k / 16][o], WidenFirst(w + k, lanes));
     }
   }
@@ -174,7 +195,7 @@ void LinearRows(int rows,
                 int64_t depth,
                 const float (*weight)[kPanelOuts][16],
                 float (*sums)[kPanelOuts][16]) {
-  static_assert(kPanelRows == 4);
+  static_assert(kTileRowsMax == 4);
   switch (rows) {
     case 1:
       return LinearTile<1>(x, x_stride, depth, weight, sums);
@@ -212,11 +233,19 @@ void LinearPanels(const LinearProductArgs& args) {
     for (int64_t r = 0; r < args.num_rows; ++r) {
       for (int o = 0; o < kPanelOuts; ++o) _mm512_store_ps(panel.sums[r][o], _mm512_setzero_ps());
     }
+    const Bf16* next = args.weight + (out + kPanelOuts) * args.weight_stride;
+    const int64_t next_bytes = kPanelOuts * args.weight_stride * int64_t{sizeof(Bf16)};
     for (int64_t k = 0; k < args.in; k += kPanelDepth) {
       const int64_t depth = args.in - k < kPanelDepth ? args.in - k : kPanelDepth;
       WidenPanel(args, out, k, depth, &panel);
-      for (int64_t row = 0; row < args.num_rows; row += kPanelRows) {
-        const int64_t rows = args.num_rows - row < kPanelRows ? args.num_rows - row : kPanelRows;
+      for (int64_t row = 0; row < args.num_rows; row += kTileRowsMax) {
+        const int64_t rows =
+            args.num_rows - row < kTileRowsMax ? args.num_rows - row : kTileRowsMax;
+        PrefetchShare(next,
+                      next_bytes,
+                      k * args.num_rows + row * depth,
+                      rows * depth,
+                      args.in * args.num_rows);
         LinearRows(static_cast<int>(rows),
                    args.x + row * args.x_stride + k,
                    args.x_stride,
@@ -232,18 +261,17 @@ void LinearPanels(const LinearProductArgs& args) {
 void LinearProduct(const LinearProductArgs& args) {
   if (args.num_rows > kDirectRows) return LinearPanels(args);
   for (int64_t out = 0; out < args.num_outs; out += kDirectOuts) {
-    switch (args.num_rows) {
+    int64_t row = 0;
+    for (; row + 4 <= args.num_rows; row += 4) LinearDirect<4>(args, row, out);
+    switch (args.num_rows - row) {
       case 1:
-        LinearDirect<1>(args, 0, out);
+        LinearDirect<1>(args, row, out);
         break;
       case 2:
-        LinearDirect<2>(args, 0, out);
+        LinearDirect<2>(args, row, out);
         break;
       case 3:
-        LinearDirect<3>(args, 0, out);
-        break;
-      case 4:
-        LinearDirect<4>(args, 0, out);
+        LinearDirect<3>(args, row, out);
         break;
     }
   }
@@ -304,16 +332,24 @@ SHOAL_INLINE void MxDirect(const MxProductArgs& args, int64_t tile_index) {
       w[2 * z + 1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(bytes, 4), table);
     }
     const __m512 scales = Scales(scale_bytes + b * kTileRows);
+    const QuantBlock* x[kRows];
+    __m512i hi[kRows];
+    __m512i lo[kRows];
     for (int r = 0; r < kRows; ++r) {
-      const QuantBlock& x = args.rows[r][b];
-      __m512i hi = _mm512_setzero_si512();
-      __m512i lo = _mm512_set1_epi32(x.offset);
-      for (int i = 0; i < 8; ++i) {
-        hi = _mm512_dpbusd_epi32(hi, w[i], BroadcastWord(x.hi + 4 * i));
-        lo = _mm512_dpbusd_epi32(lo, w[i], BroadcastWord(x.lo + 4 * i));
+      x[r] = args.rows[r] + b;
+      hi[r] = _mm512_setzero_si512();
+      lo[r] = _mm512_set1_epi32(x[r]->offset);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      for (int r = 0; r < kRows; ++r) {
+        hi[r] = _mm512_dpbusd_epi32(hi[r], w[i], BroadcastWord(x[r]->hi + 4 * i));
+        lo[r] = _mm512_dpbusd_epi32(lo[r], w[i], BroadcastWord(x[r]->lo + 4 * i));
       }
-      const __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(hi, 8), lo);
-      sums[r] = AddBlock(dot, x.half_scale, scales, sums[r]);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(hi[r], 8), lo[r]);
+      sums[r] = AddBlock(dot, x[r]->half_scale, scales, sums[r]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -431,6 +467,7 @@ void MxPanels(const MxProductArgs& args, int64_t first_tile) {
       _mm512_storeu_ps(sums + r * stride + t * kTileRows, _mm512_setzero_ps());
     }
   }
+  const std::byte* next = args.tiles + (first_tile + kTiles) * MxTileBytes(args.num_blocks);
   for (int64_t b = 0; b < args.num_blocks; b += kMxDepth) {
     MxTileArgs tile_args = {
         .panel = &panel,
@@ -447,6 +484,11 @@ void MxPanels(const MxProductArgs& args, int64_t first_tile) {
     }
     for (int64_t row = 0; row < args.num_rows; row += kMxRows) {
       const int64_t rows = args.num_rows - row < kMxRows ? args.num_rows - row : kMxRows;
+      PrefetchShare(next,
+                    kTiles * MxTileBytes(args.num_blocks),
+                    b * args.num_rows + row * tile_args.depth,
+                    rows * tile_args.depth,
+                    args.num_blocks * args.num_rows);
       tile_args.rows = args.rows + row;
       tile_args.sums = sums + row * stride;
       MxRows<kTiles>(static_cast<int>(rows), tile_args);
@@ -479,6 +521,37 @@ void MxProduct(const MxProductArgs& args) {
   }
 }
 
+// ---- Ceilings
+// ------------------------------------------------------------------------------------
+
+int64_t ReadBytes(const std::byte* from, int64_t bytes) {
+  __m512i bits[4] = {};
+  for (int64_t i = 0; i < bytes; i += 256) {
+    for (int j = 0; j < 4; ++j) {
+      _mm_prefetch(reinterpret_cast<const char*>(from + i + 64 * j) + 2048, _MM_HINT_T0);
+      bits[j] = _mm512_or_si512(bits[j], _mm512_loadu_si512(from + i + 64 * j));
+    }
+  }
+  const __m512i all =
+      _mm512_or_si512(_mm512_or_si512(bits[0], bits[1]), _mm512_or_si512(bits[2], bits[3]));
+  return _mm512_reduce_or_epi64(all);
+}
+
+int64_t IntDots(int64_t rounds) {
+  constexpr int kSums = 16;
+  constexpr int kDotsPerSum = 64;
+  static_assert(kIntDotsPerRound == kSums * kDotsPerSum);
+  __m512i sums[kSums] = {};
+  const __m512i a = _mm512_set1_epi8(3);
+  const __m512i b = _mm512_set1_epi8(-5);
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 16
+    for (int s = 0; s < kSums; ++s) sums[s] = _mm512_dpbusd_epi32(sums[s], a, b);
+  }
+  for (int s = 1; s < kSums; ++s) sums[0] = _mm512_add_epi32(sums[0], sums[s]);
+  return _mm512_reduce_add_epi32(sums[0]);
+}
+
 }  // namespace
 
 namespace internal {
@@ -490,7 +563,9 @@ const DotTable kDotTableAvx512 = {.isa = CpuIsa::kAvx512,
                                   .swiglu = epilogue::SwiGlu<LanesAvx512>,
                                   .widen = epilogue::Widen<LanesAvx512>,
                                   .finish_bf16 = epilogue::FinishBf16<LanesAvx512>,
-                                  .finish_f32 = epilogue::FinishF32<LanesAvx512>};
+                                  .finish_f32 = epilogue::FinishF32<LanesAvx512>,
+                                  .read_bytes = ReadBytes,
+                                  .int_dots = IntDots};
 
 }  // namespace internal
 }  // namespace shoal

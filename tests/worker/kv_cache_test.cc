@@ -1,0 +1,154 @@
+#include "worker/kv_cache.h"
+
+#include <cstring>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "kernels/cpu/backend.h"
+
+namespace shoal {
+namespace {
+
+std::byte* BlockOf(const KvLayer& layer, int64_t block) {
+  return static_cast<std::byte*>(layer.data) + block * layer.block_bytes();
+}
+
+class KvCacheTest : public testing::Test {
+ protected:
+  CpuBackend backend_{{.num_threads = 1, .cpus = {}, .isa = CpuIsa::kScalar}};
+  const ModelConfig config_ = ModelConfig::Tiny();
+};
+
+TEST_F(KvCacheTest, BytesFollowFromTheGeometry) {
+  // 2,048 B per token and layer in the released models, 32 tokens a block.
+  const ModelConfig large = ModelConfig::GptOss120b();
+  EXPECT_EQ(FullBlockBytes(large), 18 * 32 * 2048);
+  EXPECT_EQ(WindowBlockBytes(large), 18 * 32 * 2048);
+  EXPECT_EQ(FullBlockBytes(config_), 2 * 2 * 2 * 32 * 32 * 2);
+}
+
+TEST_F(KvCacheTest, LayersHaveTheBlocksOfTheirKind) {
+  KvCache cache(config_, &backend_);
+  ASSERT_TRUE(cache.Resize({.full = 5, .window = 3}).ok());
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    EXPECT_EQ(cache.layer(layer).num_blocks, config_.window(layer) == 0 ? 5 : 3);
+    EXPECT_EQ(cache.layer(layer).num_kv_heads, 2);
+    EXPECT_EQ(cache.layer(layer).head_dim, 32);
+  }
+  EXPECT_EQ(cache.bytes(), 5 * FullBlockBytes(config_) + 3 * WindowBlockBytes(config_));
+}
+
+TEST_F(KvCacheTest, BlocksSurviveGrowthAndShrinking) {
+  KvCache cache(config_, &backend_);
+  // 600 blocks of 8 KiB: contents travel in several pieces.
+  ASSERT_TRUE(cache.Resize({.full = 600, .window = 2}).ok());
+  const int64_t bytes = cache.layer(1).block_bytes();
+  std::memset(BlockOf(cache.layer(1), 0), 0x11, static_cast<size_t>(bytes));
+  std::memset(BlockOf(cache.layer(1), 555), 0x22, static_cast<size_t>(bytes));
+  std::memset(BlockOf(cache.layer(0), 1), 0x33, static_cast<size_t>(bytes));
+  for (const BlockCounts counts :
+       {BlockCounts{700, 9}, BlockCounts{556, 2}, BlockCounts{556, 2}, BlockCounts{2000, 2}}) {
+    ASSERT_TRUE(cache.Resize(counts).ok());
+    EXPECT_EQ(cache.counts(), counts);
+    EXPECT_EQ(static_cast<int>(BlockOf(cache.layer(1), 0)[bytes - 1]), 0x11);
+    EXPECT_EQ(static_cast<int>(BlockOf(cache.layer(1), 555)[0]), 0x22);
+    EXPECT_EQ(static_cast<int>(BlockOf(cache.layer(0), 1)[7]), 0x33);
+  }
+}
+
+TEST_F(KvCacheTest, LackOfMemoryNamesTheBytesAndChangesNothing) {
+  // Grants a few layers, then nothing.
+  class Poor final : public Backend {
+   public:
+    explicit Poor(Backend* rich) : rich_(rich) {}
+
+    std::string_view name() const override { return "poor"; }
+
+    std::string_view numerics_class() const override { return "cpu"; }
+
+    void* Allocate(size_t bytes) override {
+      if (num_grants == 0) return nullptr;
+      --num_grants;
+      ++num_held;
+      return rich_->Allocate(bytes);
+    }
+
+    void Free(void* data, size_t bytes) override {
+      --num_held;
+      rich_->Free(data, bytes);
+    }
+
+    void Write(void* device, const void* host, size_t bytes) override {
+      rich_->Write(device, host, bytes);
+    }
+
+    void Read(void* host, const void* device, size_t bytes) override {
+      rich_->Read(host, device, bytes);
+    }
+
+    void Synchronize() override {}
+
+    int64_t PackedBytes(ExpertFormat, int64_t, int64_t) const override { return 0; }
+
+    void Repack(const RepackArgs&) override {}
+
+    void Embed(const EmbedArgs&) override {}
+
+    void RmsNorm(const RmsNormArgs&) override {}
+
+    void Linear(const LinearArgs&) override {}
+
+    void RopeAndAppend(const RopeAndAppendArgs&) override {}
+
+    void Attention(const AttentionArgs&) override {}
+
+    void SelectExperts(const SelectExpertsArgs&) override {}
+
+    void PickRows(const PickRowsArgs&) override {}
+
+    void SumSlots(const SumSlotsArgs&) override {}
+
+    void ExpertMlp(const ExpertMlpArgs&) override {}
+
+    void Sample(const SampleArgs&) override {}
+
+    int num_grants = 4;
+    int num_held = 0;
+
+   private:
+    Backend* const rich_;
+  } poor(&backend_);
+
+  {
+    KvCache cache(config_, &poor);
+    ASSERT_TRUE(cache.Resize({.full = 4, .window = 4}).ok());
+    poor.num_grants = 3;
+    const absl::Status status = cache.Resize({.full = 8, .window = 8});
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_NE(status.message().find(
+                  std::to_string(8 * (FullBlockBytes(config_) + WindowBlockBytes(config_)))),
+              absl::string_view::npos);
+    EXPECT_EQ(cache.counts(), (BlockCounts{4, 4}));
+    EXPECT_EQ(cache.layer(3).num_blocks, 4);
+    EXPECT_EQ(poor.num_held, 4);
+  }
+  EXPECT_EQ(poor.num_held, 0);
+}
+
+TEST_F(KvCacheTest, MemoryGoesToFullLayersOnceTheWindowsHaveRoom) {
+  const ModelConfig config = ModelConfig::GptOss20b();
+  const int64_t pair = FullBlockBytes(config) + WindowBlockBytes(config);
+  EXPECT_EQ(BlocksThatFit(config, -1, 64, 512), (BlockCounts{0, 0}));
+  EXPECT_EQ(BlocksThatFit(config, pair * 10 + pair / 2, 64, 512), (BlockCounts{11, 10}));
+  const int64_t bytes = int64_t{8} << 30;
+  const BlockCounts large = BlocksThatFit(config, bytes, 64, 512);
+  EXPECT_EQ(large.window, 64 * 6 + 17);
+  const int64_t used =
+      large.full * FullBlockBytes(config) + large.window * WindowBlockBytes(config);
+  EXPECT_LE(used, bytes);
+  EXPECT_GT(used + FullBlockBytes(config), bytes);
+}
+
+}  // namespace
+}  // namespace shoal
