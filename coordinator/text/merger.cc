@@ -67,10 +67,17 @@ void Merger::MergeByScanning() {
 }
 
 // The same with a list of parts and a queue of pairs. All pairs of one rank are joined in one sweep
-// from the left: joining a pair never makes another of the same rank, because what it makes is
-// longer than what that rank makes. So the heap holds each rank once, and a text of one repeated
-// character, whose pairs have a handful of ranks, takes linear time. A position in the queue is
-// stale if ranks_ says something else by now; a pair only grows, so no rank comes back to a place.
+// in the order in which they were offered: joining a pair never makes another of the same rank,
+// because what it makes is longer than what that rank makes. So the heap holds each rank once, and
+// a text of one repeated character, whose pairs have a handful of ranks, takes linear time.
+//
+// Why a sweep goes from the left where that matters: the bytes of a token always merge in the same
+// order, whatever is around them, as merges across its borders did not happen. So of the pairs of
+// one rank only those of one token in a row overlap; these tokens were made in one sweep, from the
+// left by the same argument, and offered in its order.
+//
+// A position in the queue is stale if ranks_ says something else by now. A pair only grows, so no
+// rank comes back to a place.
 void Merger::MergeByQueue() {
   const auto size = static_cast<Position>(tokens_.size());
   next_.resize(size);
@@ -89,8 +96,6 @@ void Merger::MergeByQueue() {
     queued_.pop_back();
     const auto node = positions_.extract(rank);
     std::vector<Position> sweep = std::move(node.mapped());
-    // Sorted already, unless joins of several ranks have offered pairs of this one.
-    if (!std::is_sorted(sweep.begin(), sweep.end())) std::sort(sweep.begin(), sweep.end());
     for (size_t i = 0; i < sweep.size(); ++i) {
       if (ranks_[sweep[i]] != rank) continue;
       Join(sweep[i]);

@@ -102,6 +102,7 @@ absl::Status Vocabulary::AddOrdinary(const std::vector<TokenId>& ids) {
 
 absl::Status Vocabulary::AddMerges(const ByteStrings& merges) {
   ranks_.reserve(merges.size() / 2);
+  merged_.reserve(merges.size() / 2);
   for (size_t i = 0; i < merges.size(); i += 2) {
     const std::optional<TokenId> left = Find(merges[i]);
     const std::optional<TokenId> right = Find(merges[i + 1]);
@@ -115,8 +116,8 @@ absl::Status Vocabulary::AddMerges(const ByteStrings& merges) {
                     absl::CHexEscape(merges[i + 1]),
                     "\": these two or what they make are not in model.vocab");
     }
-    if (merged_.empty() || merged_.back() != *merged) merged_.push_back(*merged);
-    const auto rank = static_cast<MergeRank>(merged_.size() - 1);
+    const auto rank = static_cast<MergeRank>(merged_.size());
+    merged_.push_back(*merged);
     if (!ranks_.emplace(PairKey(*left, *right), rank).second) {
       return Refuse("merge ",
                     i / 2,

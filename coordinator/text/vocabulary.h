@@ -24,9 +24,9 @@ namespace shoal {
 
 class Vocabulary {
  public:
-  // The urgency of a merge: the smaller, the earlier. Merges that stand side by side in the file
-  // and make the same token share one rank. So both forms of file mean the same: one merge per
-  // token, or (the release) every way to split it.
+  // The place of a merge in the file: the smaller, the more urgent. A token's bytes always merge
+  // in the same way, whatever is around them; so it makes no difference whether the file has that
+  // one merge for each token or (the release) every way to split it into two tokens.
   using MergeRank = int32_t;
   static constexpr MergeRank kNoMerge = -1;
 

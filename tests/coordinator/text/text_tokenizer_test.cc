@@ -49,17 +49,11 @@ using Merges = std::vector<std::pair<std::string, std::string>>;
 // The textbook: look at all pairs, join the leftmost of the most urgent, start again.
 std::vector<std::string> TextbookMerges(const std::string& text, const Merges& merges) {
   std::map<std::pair<std::string, std::string>, size_t> urgency;
-  std::string made;
-  size_t rank = 0;
-  for (const auto& [left, right] : merges) {
-    if (left + right != made) ++rank;
-    made = left + right;
-    urgency[{left, right}] = rank;
-  }
+  for (const auto& merge : merges) urgency.emplace(merge, urgency.size());
   std::vector<std::string> parts;
   for (const char c : text) parts.emplace_back(1, c);
   while (true) {
-    size_t best = rank + 1;
+    size_t best = merges.size();
     size_t best_at = 0;
     for (size_t i = 0; i + 1 < parts.size(); ++i) {
       const auto at = urgency.find({parts[i], parts[i + 1]});
@@ -67,17 +61,19 @@ std::vector<std::string> TextbookMerges(const std::string& text, const Merges& m
       best = at->second;
       best_at = i;
     }
-    if (best > rank) return parts;
+    if (best == merges.size()) return parts;
     parts[best_at] += parts[best_at + 1];
     parts.erase(parts.begin() + static_cast<ptrdiff_t>(best_at) + 1);
   }
 }
 
-// Random merges in any order: also those where what a merge makes is more urgent than its parts.
+// Random merges of one to three letters in any order, also those where what a merge makes is more
+// urgent than its parts; or with all merges that make the same token side by side.
 Merges RandomMerges(Prng* prng) {
   std::vector<std::string> tokens = {"a", "b", "c"};
+  tokens.resize(1 + prng->Below(3));
   Merges merges;
-  const size_t count = 1 + prng->Below(30);
+  const size_t count = 1 + prng->Below(40);
   while (merges.size() < count) {
     std::pair<std::string, std::string> merge = {tokens[prng->Below(tokens.size())],
                                                  tokens[prng->Below(tokens.size())]};
@@ -86,12 +82,17 @@ Merges RandomMerges(Prng* prng) {
     merges.push_back(std::move(merge));
   }
   for (size_t i = merges.size() - 1; i > 0; --i) std::swap(merges[i], merges[prng->Below(i + 1)]);
+  if (prng->Chance(50)) {
+    std::stable_sort(merges.begin(), merges.end(), [](const auto& a, const auto& b) {
+      return a.first + a.second < b.first + b.second;
+    });
+  }
   return merges;
 }
 
 TEST(TokenizerTest, MergesAsTheTextbookDoesShortAndLong) {
   Prng prng(Seed());
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < 500; ++round) {
     const Merges merges = RandomMerges(&prng);
     ordered_json tree = TokenizerTree(MakeTestVocabulary(merges, {}), PairForm::kList);
     tree["model"]["ignore_merges"] = false;
