@@ -52,7 +52,7 @@ ThreadPool::ThreadPool(int num_threads, std::span<const int> cpus)
 }
 
 ThreadPool::~ThreadPool() {
-  stopping_ = true;
+  stopping_.store(true, std::memory_order_relaxed);  // Published by region_.
   region_.fetch_add(1, std::memory_order_release);
   region_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -108,7 +108,7 @@ void ThreadPool::Work(int thread) {
   for (;;) {
     AwaitChange(region_, seen);
     seen = region_.load(std::memory_order_acquire);
-    if (stopping_) return;
+    if (stopping_.load(std::memory_order_relaxed)) return;
     if ((gate_.fetch_add(1, std::memory_order_acquire) & kClosed) == 0) RunRanges(thread);
     const int left = gate_.fetch_sub(1, std::memory_order_release) - 1;
     if (left == kClosed) gate_.notify_one();

@@ -70,7 +70,7 @@ class ThreadPool {
   std::vector<int> cpus_;
   std::thread::id pinned_caller_;
   std::vector<ScratchBuffer> scratch_;  // [num_threads]; entry i belongs to thread i.
-  bool stopping_ = false;               // Published by region_.
+  std::atomic<bool> stopping_ = false;  // Atomic, as a late worker may look while it is set.
   std::vector<std::thread> workers_;
 };
 
