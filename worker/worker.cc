@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "worker/exchange/suspects.h"
 
 namespace shoal {
 namespace {
@@ -18,16 +19,6 @@ constexpr size_t kMaxWaitingMessages = 4096;
 // of this size. Epochs may be larger or smaller; this only shares out memory.
 constexpr int32_t kUsualSequences = 64;
 constexpr ActivationSizes kUsualSizes{.max_rows = 512, .num_ranks = 8};
-
-int64_t ExpertBytes(const ModelConfig& config, const Backend& backend) {
-  const ExpertFormat format =
-      config.storage == ExpertStorage::kMxfp4 ? ExpertFormat::kMxfp4 : ExpertFormat::kBf16;
-  const int64_t gate_up = 2 * int64_t{config.intermediate};
-  const int64_t biases = (gate_up + config.hidden) * int64_t{sizeof(float)};
-  return config.num_layers *
-         (backend.PackedBytes(format, gate_up, config.hidden) +
-          backend.PackedBytes(format, config.hidden, config.intermediate) + biases);
-}
 
 std::vector<ExpertId> ExpertsOf(Rank rank, const std::vector<std::vector<Rank>>& placement) {
   std::vector<ExpertId> experts;
@@ -79,7 +70,7 @@ Worker::Worker(WorkerOptions options, WorkerParts parts)
       exchanges_(*parts.exchanges),
       send_(std::move(parts.send)),
       now_(std::move(parts.now)),
-      expert_bytes_(ExpertBytes(config_, backend_)),
+      expert_bytes_(ExpertResidentBytes(config_, backend_)),
       queue_(kMaxWaitingMessages),
       fence_(options_.highest_term),
       lowering_(config_),
@@ -262,7 +253,7 @@ void Worker::Handle(const Configure& message) {
               .cell = message.cell,
               .epoch = message.epoch,
               .status = status,
-              .suspects = {}});
+              .suspects = status.ok() ? std::vector<Rank>{} : SuspectsOf(status)});
 }
 
 absl::Status Worker::EnterEpoch(const Configure& message) {
@@ -369,6 +360,7 @@ void Worker::Handle(const StepPlan& plan) {
   fence_.Ran(plan.step);
   result.compute_us = absl::ToInt64Microseconds(now_() - start);
   last_result_ = result;
+  Publish(epoch_ != nullptr ? "ready" : "enrolled");
   send_(std::move(result));
 }
 
