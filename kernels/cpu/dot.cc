@@ -54,8 +54,7 @@ void MxProduct(const MxProductArgs& args) {
   }
 }
 
-// ---- Ceilings
-// ------------------------------------------------------------------------------------
+// ---- Ceilings -----------------------------------------------------------------------------------
 
 int64_t ReadBytes(const std::byte* from, int64_t bytes) {
   const auto* words = reinterpret_cast<const uint64_t*>(from);

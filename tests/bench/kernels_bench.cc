@@ -186,10 +186,37 @@ void BM_ExpertMlp(benchmark::State& state) {
   }
 }
 
-BENCHMARK(BM_Linear)->ArgName("rows")->Arg(1)->Arg(4)->Arg(16)->Arg(64)->Arg(512)->UseRealTime();
-BENCHMARK(BM_LinearOut)->ArgName("rows")->Arg(1)->Arg(16)->Arg(512)->UseRealTime();
-BENCHMARK(BM_LinearVocabulary)->ArgName("rows")->Arg(1)->Arg(16)->UseRealTime();
-BENCHMARK(BM_ExpertMlp)->ArgName("rows")->Arg(1)->Arg(4)->Arg(16)->Arg(64)->Arg(512)->UseRealTime();
+BENCHMARK(BM_Linear)
+    ->ArgName("rows")
+    ->Arg(1)
+    ->Arg(4)
+    ->Arg(16)
+    ->Arg(64)
+    ->Arg(512)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
+BENCHMARK(BM_LinearOut)
+    ->ArgName("rows")
+    ->Arg(1)
+    ->Arg(16)
+    ->Arg(512)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
+BENCHMARK(BM_LinearVocabulary)
+    ->ArgName("rows")
+    ->Arg(1)
+    ->Arg(16)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
+BENCHMARK(BM_ExpertMlp)
+    ->ArgName("rows")
+    ->Arg(1)
+    ->Arg(4)
+    ->Arg(16)
+    ->Arg(64)
+    ->Arg(512)
+    ->MeasureProcessCPUTime()
+    ->UseRealTime();
 
 }  // namespace
 }  // namespace shoal
