@@ -410,7 +410,7 @@ void Cell::OnStepResult(WorkerId worker, const StepResult& message) {
   RankPart& part = step->parts[static_cast<size_t>(rank->value)];
   if (part.has_returned) return;
   absl::Status status = message.status;
-  if (status.ok()) status = CheckResult(part, message);
+  if (status.ok()) status = CheckResult(*homes_.at(worker).scheduler, part, message);
   if (!status.ok()) {
     FailEpoch(absl::StrCat("step ",
                            message.step.value,
@@ -438,12 +438,16 @@ void Cell::Complete(const StepInFlight& step) {
   accusations_.clear();
 }
 
-// The result has one token for every entry that wants one, at its position.
-absl::Status Cell::CheckResult(const RankPart& part, const StepResult& result) const {
+// The result has one token for every entry that wants one, at its position. The row after a token
+// that could not be sampled has none.
+absl::Status Cell::CheckResult(const Scheduler& scheduler,
+                               const RankPart& part,
+                               const StepResult& result) {
   std::map<SequenceId, int32_t> positions;
   for (const SampledToken& token : result.tokens) positions[token.sequence] = token.position;
   for (const PlanEntry& entry : part.entries) {
     if (!entry.wants_sample) continue;
+    if (scheduler.Find(entry.sequence)->state == SequenceState::kEnded) continue;
     const int32_t position = entry.first_position + entry.num_positions;
     const auto found = positions.find(entry.sequence);
     if (found == positions.end() || found->second != position) {
@@ -486,10 +490,12 @@ std::vector<const Scheduler*> Cell::homes() const {
 void Cell::Admit(size_t home, Sequence* sequence) {
   CHECK(state_ == EpochState::kRunning);
   const WorkerId id = layout_.ranks[home];
-  const Incarnation incarnation = fleet_->membership.At(id).enrol.incarnation;
+  const bool is_return = sequence->home == id && sequence->is_record_current;
   sequence->cell = id_;
   sequence->home = id;
-  if (sequence->record_worker != id || sequence->record_incarnation != incarnation) {
+  sequence->is_record_current = true;
+  sequence->record_holders.insert(id);
+  if (!is_return) {
     fleet_->Send(id,
                  KeepRecord{.term = fleet_->term(),
                             .sequence = sequence->id,
@@ -498,8 +504,6 @@ void Cell::Admit(size_t home, Sequence* sequence) {
                             .prompt_length = sequence->prompt_length,
                             .sampling = sequence->sampling,
                             .envelope = sequence->envelope});
-    sequence->record_worker = id;
-    sequence->record_incarnation = incarnation;
   }
   homes_.at(id).scheduler->Admit(sequence);
 }

@@ -143,7 +143,9 @@ class Cell {
   bool SendStep();
   absl::Duration Allowed(int32_t most_rows) const;
   void Complete(const StepInFlight& step);
-  absl::Status CheckResult(const RankPart& part, const StepResult& result) const;
+  static absl::Status CheckResult(const Scheduler& scheduler,
+                                  const RankPart& part,
+                                  const StepResult& result);
   void Accept(WorkerId worker, const RankPart& part, const StepResult& result);
   absl::Time StepDeadline() const;
 

@@ -63,6 +63,7 @@ class Coordinator::Impl : public CellListener {
   void On(const Tick&) {}
 
   void Dismiss(const Enrol& enrol, const absl::Status& reason);
+  void Expel(WorkerId worker, const std::string& why);
   void Lose(WorkerId worker, const std::string& why);
   void FormCells();
   Cell* CellOf(WorkerId worker);
@@ -312,7 +313,7 @@ void Coordinator::Impl::On(const WorkerSaid& event) {
   } else if (const auto* refusal = std::get_if<Refusal>(&event.message)) {
     // A worker that obeys someone else, or whose record disagrees with ours, begins anew.
     if (refusal->term > fleet_.term() || absl::IsDataLoss(refusal->reason)) {
-      Lose(event.worker, absl::StrCat("it refused: ", refusal->reason.ToString()));
+      Expel(event.worker, absl::StrCat("it refused: ", refusal->reason.ToString()));
     } else {
       cell->OnRefusal(event.worker, *refusal);
     }
@@ -324,15 +325,21 @@ void Coordinator::Impl::On(const WorkerLost& event) {
   Lose(event.worker, event.why);
 }
 
+// Nobody but the coordinator decides who is dead: a worker whose link is up is told by its end.
+void Coordinator::Impl::Expel(WorkerId worker, const std::string& why) {
+  fleet_.actions->push_back(CloseLink{worker, fleet_.membership.At(worker).enrol.incarnation});
+  Lose(worker, why);
+}
+
 void Coordinator::Impl::Lose(WorkerId worker, const std::string& why) {
   fleet_.Say(absl::StrCat("worker ", worker.value, " lost: ", why));
-  fleet_.actions->push_back(CloseLink{worker, fleet_.membership.At(worker).enrol.incarnation});
   Cell* const cell = CellOf(worker);
   fleet_.membership.Remove(worker);
   if (cell != nullptr) cell->Leave(worker);
   for (auto& [id, sequence] : sequences_) {
     // Its records are gone, or will be by the time it enrols again.
-    if (sequence.record_worker == worker) sequence.record_incarnation = Incarnation{};
+    sequence.record_holders.erase(worker);
+    if (sequence.home == worker) sequence.is_record_current = false;
   }
   FormCells();
 }
@@ -410,10 +417,10 @@ void Coordinator::Impl::CheckTimes() {
   }
   const absl::Duration beat_deadline = fleet_.options.beat_deadline;
   for (const WorkerId worker : fleet_.membership.SilentSince(fleet_.now - beat_deadline)) {
-    Lose(worker, absl::StrCat("silent for ", absl::FormatDuration(beat_deadline)));
+    Expel(worker, absl::StrCat("silent for ", absl::FormatDuration(beat_deadline)));
   }
   for (auto& [id, cell] : cells_) {
-    for (const WorkerId worker : cell.Overdue()) Lose(worker, "it kept its cell waiting");
+    for (const WorkerId worker : cell.Overdue()) Expel(worker, "it kept its cell waiting");
   }
 }
 
@@ -466,14 +473,8 @@ void Coordinator::Impl::AdmitWaiting() {
     if (!home.has_value()) return;
     requests_.Announce(request, fleet_.actions);
     Choice& choice = request->choices[static_cast<size_t>(sequence.choice)];
-    const WorkerId old_worker = sequence.record_worker;
-    const Incarnation old_incarnation = sequence.record_incarnation;
     waiting_.erase(id);
     places[*home].first->Admit(places[*home].second, &sequence);
-    const bool has_moved = sequence.record_worker != old_worker;
-    if (has_moved && fleet_.membership.Find(old_worker, old_incarnation) != nullptr) {
-      if (Cell* cell = CellOf(old_worker)) cell->Forget(old_worker, id);
-    }
     if (choice.timings.queue == absl::ZeroDuration() && choice.output.empty()) {
       choice.timings.queue = fleet_.now - request->arrival;
       choice.usage.cached_tokens = std::min(sequence.computed, sequence.prompt_length);
@@ -509,8 +510,7 @@ bool Coordinator::Impl::CanNeverRun(const Sequence& sequence) const {
 
 void Coordinator::Impl::Erase(Sequence* sequence) {
   CHECK(sequence->state == SequenceState::kEnded);
-  const WorkerId worker = sequence->record_worker;
-  if (fleet_.membership.Find(worker, sequence->record_incarnation) != nullptr) {
+  for (const WorkerId worker : sequence->record_holders) {
     if (Cell* cell = CellOf(worker)) cell->Forget(worker, sequence->id);
   }
   sequences_.erase(sequence->id);

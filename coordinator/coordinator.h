@@ -16,6 +16,15 @@
 
 namespace shoal {
 
+// A mistake that the core makes on purpose, so that tests/sim can show that it would be found.
+enum class PlantedBug : uint8_t {
+  kNone,
+  kFreeInFlight,     // Blocks are given back while rows that write them are in flight
+  kSlideAhead,       // Window blocks are given back when planned past, not when computed past
+  kForgetRewind,     // After a lost epoch planning goes on where the plans had been
+  kShareBareWindow,  // A prefix is shared without the window blocks before its end
+};
+
 struct CoordinatorOptions {
   Term term{1};
   Incarnation incarnation{1};
@@ -44,6 +53,7 @@ struct CoordinatorOptions {
   // Test settings: both change timing and memory, never a token.
   int32_t force_preempt_every =
       0;  // Preempt a running sequence every so many steps; 0: only for want of blocks
+  PlantedBug planted_bug = PlantedBug::kNone;  // tests/sim only
 
   // Time.
   absl::Duration step_deadline = absl::Seconds(30);   // Floor of a step's deadline

@@ -65,6 +65,7 @@ std::vector<PlanEntry> Scheduler::Plan() {
   for (const std::vector<Sequence*>& group : {decodes, prefills}) {
     for (Sequence* sequence : group) {
       if (rows == 0) return entries;
+      if (sequence->state != SequenceState::kRunning) continue;  // An elder has preempted it
       const size_t num_entries = entries.size();
       PlanOne(sequence, std::min(rows, limits_.prefill_chunk), &entries);
       if (entries.size() > num_entries) rows -= entries.back().num_positions;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -47,9 +48,9 @@ struct Sequence {
   CellId cell;
   WorkerId home;
   BlockTable table;
-  int32_t num_blocks_sent = 0;  // Table entries that this epoch's plans have named
-  WorkerId record_worker;       // Who holds its record, if record_incarnation is not 0
-  Incarnation record_incarnation;
+  int32_t num_blocks_sent = 0;        // Table entries that this epoch's plans have named
+  std::set<WorkerId> record_holders;  // Told to forget it when it has ended, not before
+  bool is_record_current = false;     // The last home's record is not behind
   int32_t length_at_admission = 0;
 
   // Ahead of the accepted: what plans in flight will have done when they return.
