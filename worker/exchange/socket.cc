@@ -26,9 +26,16 @@
 namespace shoal {
 namespace {
 
+constexpr absl::Duration kGrace = absl::Milliseconds(100);
+
 // A round starts sending to all peers before it waits for anybody, each rank beginning with its
 // right neighbour, so that no receiver is everybody's first. Then one poll serves all directions.
 // No thread of its own; nothing is sent or received outside AllToAll.
+//
+// A peer whose connection ends while a frame is due from it ends the round. If it owes nothing the
+// round may still come to its end: a rank that finishes the last round first may leave first. Or it
+// died and the others, having noticed in their own way, will send nothing more; so the round then
+// has kGrace to end.
 class SocketTransport final : public Transport {
  public:
   SocketTransport(Mesh mesh, Rank self, size_t max_bytes)
@@ -40,7 +47,8 @@ class SocketTransport final : public Transport {
         sent_(mesh_.size()),
         received_(mesh_.size()),
         bodies_(mesh_.size()),
-        polled_(mesh_.size() + 1) {
+        polled_(mesh_.size() + 1),
+        has_left_(mesh_.size()) {
     CHECK(wake_.is_open());
   }
 
@@ -62,7 +70,11 @@ class SocketTransport final : public Transport {
            received_[peer] == sizeof(FrameHeader) + round.in[peer].header.bytes;
   }
 
-  void AssignMemory(const Round& round);
+  bool IsDone(const Round& round, size_t peer) const {
+    return IsSent(round, peer) && IsReceived(round, peer);
+  }
+
+  void Begin(const Round& round);
   // Both go on as far as the socket lets them.
   absl::Status Send(const Round& round, size_t peer);
   absl::Status Receive(Round* round, size_t peer);
@@ -70,6 +82,7 @@ class SocketTransport final : public Transport {
   bool SelectWaits(const Round& round);
   absl::Status Wait(Round* round);
   absl::Status Ended(size_t peer, absl::string_view how) const;
+  absl::Status Left() const;
   absl::Status Late(const Round& round) const;
 
   const Mesh mesh_;
@@ -81,31 +94,39 @@ class SocketTransport final : public Transport {
   std::vector<size_t> received_;               // Likewise
   std::vector<std::byte*> bodies_;             // Into memory_
   std::vector<pollfd> polled_;                 // wake_, then by rank
+  std::vector<bool> has_left_;                 // [ranks] in this round, owing nothing
+  absl::Time give_up_at_;                      // Because one has left
 };
 
 absl::Status SocketTransport::AllToAll(Round* round) {
-  AssignMemory(*round);
-  for (size_t i = 1; i < mesh_.size(); ++i) {
-    RETURN_IF_ERROR(Send(*round, (self_ + i) % mesh_.size()));
+  Begin(*round);
+  absl::Status status;
+  for (size_t i = 1; i < mesh_.size(); ++i) {  // The living get their frames if one is dead.
+    status.Update(Send(*round, (self_ + i) % mesh_.size()));
   }
-  while (SelectWaits(*round)) {
+  while (status.ok() && SelectWaits(*round)) {
     RETURN_IF_ERROR(Wait(round));
     for (size_t i = 1; i < mesh_.size(); ++i) {
       const size_t peer = (self_ + i) % mesh_.size();
-      const short events = polled_[peer + 1].revents;
-      if (events == 0) continue;
-      if (!IsReceived(*round, peer)) RETURN_IF_ERROR(Receive(round, peer));
-      if (!IsSent(*round, peer)) RETURN_IF_ERROR(Send(*round, peer));
+      if (polled_[peer + 1].revents == 0) continue;
+      if (IsDone(*round, peer)) {
+        give_up_at_ = std::min(give_up_at_, absl::Now() + kGrace);
+        has_left_[peer] = true;
+      }
+      if (!IsReceived(*round, peer)) status.Update(Receive(round, peer));
+      if (!IsSent(*round, peer)) status.Update(Send(*round, peer));
     }
   }
-  return absl::OkStatus();
+  return status;
 }
 
-void SocketTransport::AssignMemory(const Round& round) {
+void SocketTransport::Begin(const Round& round) {
+  give_up_at_ = absl::InfiniteFuture();
   size_t offset = 0;
   for (size_t peer = 0; peer < mesh_.size(); ++peer) {
     sent_[peer] = 0;
     received_[peer] = 0;
+    has_left_[peer] = false;
     bodies_[peer] = memory_.get() + offset;
     if (peer != self_) offset += round.in[peer].max_bytes;
   }
@@ -163,20 +184,20 @@ bool SocketTransport::SelectWaits(const Round& round) {
   polled_[0] = {.fd = wake_.get(), .events = POLLIN, .revents = 0};
   bool is_waiting = false;
   for (size_t peer = 0; peer < mesh_.size(); ++peer) {
-    short events = 0;
+    short events = POLLRDHUP;
     if (peer != self_ && !IsReceived(round, peer)) events |= POLLIN;
     if (peer != self_ && !IsSent(round, peer)) events |= POLLOUT;
-    polled_[peer + 1] = {
-        .fd = events == 0 ? -1 : mesh_[peer].get(), .events = events, .revents = 0};
-    is_waiting |= events != 0;
+    is_waiting |= events != POLLRDHUP;
+    const int fd = has_left_[peer] ? -1 : mesh_[peer].get();  // -1: poll passes over it.
+    polled_[peer + 1] = {.fd = fd, .events = events, .revents = 0};
   }
   return is_waiting;
 }
 
 absl::Status SocketTransport::Wait(Round* round) {
   const absl::Time start = absl::Now();
-  const absl::Duration patience =
-      std::clamp(round->deadline - start, absl::ZeroDuration(), absl::Hours(1));
+  const absl::Duration patience = std::clamp(
+      std::min(round->deadline, give_up_at_) - start, absl::ZeroDuration(), absl::Hours(1));
   const timespec timeout = absl::ToTimespec(patience);
   const int num_ready = ppoll(polled_.data(), polled_.size(), &timeout, nullptr);
   CHECK(num_ready >= 0 || errno == EINTR);
@@ -185,7 +206,14 @@ absl::Status SocketTransport::Wait(Round* round) {
   if (num_ready > 0 && polled_[0].revents != 0) {
     return absl::AbortedError("the exchange was aborted");
   }
-  return num_ready <= 0 && now >= round->deadline ? Late(*round) : absl::OkStatus();
+  if (num_ready > 0) return absl::OkStatus();
+  if (now >= give_up_at_) return Left();
+  return now >= round->deadline ? Late(*round) : absl::OkStatus();
+}
+
+absl::Status SocketTransport::Left() const {
+  const auto first = std::ranges::find(has_left_, true) - has_left_.begin();
+  return Ended(static_cast<size_t>(first), "end, and the others have stopped");
 }
 
 // The suspects are all peers whose connections have ended by now: when a rank dies, ranks that
@@ -204,7 +232,7 @@ absl::Status SocketTransport::Ended(size_t peer, absl::string_view how) const {
 absl::Status SocketTransport::Late(const Round& round) const {
   std::vector<Rank> silent;
   for (size_t peer = 0; peer < mesh_.size(); ++peer) {
-    if (peer == self_ || (IsSent(round, peer) && IsReceived(round, peer))) continue;
+    if (peer == self_ || IsDone(round, peer)) continue;
     silent.push_back(Rank{static_cast<int32_t>(peer)});
   }
   return WithSuspects(
