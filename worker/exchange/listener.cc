@@ -7,9 +7,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <cstring>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
 #include "base/status_macros.h"
@@ -47,8 +49,8 @@ absl::StatusOr<Endpoint> Parse(absl::string_view text) {
   endpoint.is_tcp = true;
   endpoint.host = std::string(host);
   endpoint.port = std::string(rest.substr(last_colon + 1));
-  if (endpoint.host.empty() || endpoint.port.empty() ||
-      endpoint.port.find_first_not_of("0123456789") != std::string::npos) {
+  uint32_t port = 0;  // getaddrinfo would take the rest modulo 65,536.
+  if (endpoint.host.empty() || !absl::SimpleAtoi(endpoint.port, &port) || port > 65'535) {
     return malformed();
   }
   return endpoint;
