@@ -50,21 +50,24 @@ TEST(RowKernelsTest, RoundingToBf16HasTheBitsOfTheScalarFunction) {
   std::vector<Bf16> x;
   std::vector<Bf16> rows;
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
-    for (const uint32_t other : {0x0000u, 0x3f81u, 0x7f7fu, 0x7f80u, 0xff80u, 0x7fc1u, 0x8001u}) {
+    for (const uint32_t other :
+         {0x0000u, 0x3f80u, 0x3f81u, 0x7f7fu, 0x7f80u, 0xff80u, 0x7fc1u, 0x8001u}) {
       x.push_back({static_cast<uint16_t>(bits)});
       rows.push_back({static_cast<uint16_t>(other)});
     }
   }
-  const float share = 0x1.000ep-3f;  // So that sums fall between two bf16.
-  for (const CpuIsa isa : AvailableIsas()) {
-    std::vector<Bf16> sums = x;
-    for (int64_t i = 0; i < std::ssize(sums); i += kBatch) {
-      const int64_t n = std::min<int64_t>(kBatch, std::ssize(sums) - i);
-      GetRowKernels(isa).sum_slots(sums.data() + i, rows.data() + i, 0, &share, 1, n);
-    }
-    for (size_t i = 0; i < sums.size(); ++i) {
-      const Bf16 expected = ToBf16(std::fma(share, ToFloat(rows[i]), ToFloat(x[i])));
-      ASSERT_EQ(sums[i], expected) << CpuIsaName(isa) << ", " << x[i].bits << " " << rows[i].bits;
+  // By the first share sums fall between two bf16, by the second (256 + 1, 258 + 1) halfway.
+  for (const float share : {0x1.000ep-3f, 1.0f}) {
+    for (const CpuIsa isa : AvailableIsas()) {
+      std::vector<Bf16> sums = x;
+      for (int64_t i = 0; i < std::ssize(sums); i += kBatch) {
+        const int64_t n = std::min<int64_t>(kBatch, std::ssize(sums) - i);
+        GetRowKernels(isa).sum_slots(sums.data() + i, rows.data() + i, 0, &share, 1, n);
+      }
+      for (size_t i = 0; i < sums.size(); ++i) {
+        const Bf16 expected = ToBf16(std::fma(share, ToFloat(rows[i]), ToFloat(x[i])));
+        ASSERT_EQ(sums[i], expected) << CpuIsaName(isa) << ", " << x[i].bits << " " << rows[i].bits;
+      }
     }
   }
 }
