@@ -72,12 +72,16 @@ class WorkerProcess {
   // Why it ended by itself; OK while it runs and after Stop().
   absl::Status Health() const;
 
+  // True: it has ended, by itself or by Stop(). False: `deadline` passed.
+  bool AwaitEnd(absl::Time deadline) const;
+
  private:
   explicit WorkerProcess(WorkerProcessOptions options);
 
   const WorkerProcessOptions options_;
   mutable absl::Mutex mutex_;
   bool is_stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool has_ended_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status health_ ABSL_GUARDED_BY(mutex_);
   std::thread thread_;
 };

@@ -1,0 +1,357 @@
+#include "worker/serve/worker_process.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <ctime>
+#include <fstream>
+#include <random>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+#include "base/serve/log.h"
+#include "base/status_macros.h"
+#include "kernels/cpu/backend.h"
+#include "worker/exchange/factory.h"
+#include "worker/serve/coordinator_link.h"
+#include "worker/worker.h"
+
+namespace shoal {
+namespace {
+
+// How long a link may wait for the step thread to take its messages.
+constexpr absl::Duration kDeliverPatience = absl::Seconds(10);
+constexpr absl::Duration kWatchInterval = absl::Milliseconds(100);
+// Left to the rest of the host where nobody said how much memory there is.
+constexpr double kUsableShare = 0.9;
+
+// Waits at most so long; true: the worker should end.
+using ShouldStop = std::function<bool(absl::Duration)>;
+
+Incarnation NewIncarnation() {
+  std::random_device device;
+  const uint64_t value = uint64_t{device()} << 32 | device();
+  return Incarnation{std::max<uint64_t>(value, 1)};
+}
+
+std::string HostName() {
+  std::array<char, 256> name{};
+  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
+}
+
+int64_t AvailableMemory() {
+  std::ifstream meminfo("/proc/meminfo");
+  for (std::string word; meminfo >> word;) {
+    int64_t kib = 0;
+    if (word == "MemAvailable:" && meminfo >> kib) return kib * 1024;
+  }
+  return 0;
+}
+
+absl::StatusOr<CpuIsa> ChooseIsa(const std::string& name) {
+  if (name.empty()) return BestCpuIsa();
+  const std::optional<CpuIsa> isa = ParseCpuIsa(name);
+  if (!isa.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("instruction set \"", name, "\": scalar, avx2 and avx512 are known"));
+  }
+  if (*isa > BestCpuIsa()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "this processor has no ", name, "; its best is ", CpuIsaName(BestCpuIsa()).data()));
+  }
+  return *isa;
+}
+
+// One line for every tenth of the bytes. Returning false cancels the load.
+LoadProgress LogProgress(uint32_t worker, const ShouldStop& should_stop) {
+  return [worker, &should_stop, tenths = int64_t{-1}](int64_t done, int64_t total) mutable {
+    const int64_t now = total == 0 ? 10 : done * 10 / total;
+    if (now != tenths) {
+      tenths = now;
+      Log(LogLevel::kInfo,
+          "load.dense",
+          {{"worker", worker}, {"done_bytes", done}, {"total_bytes", total}});
+    }
+    return !should_stop(absl::ZeroDuration());
+  };
+}
+
+// A worker and its links.
+class Body {
+ public:
+  explicit Body(const WorkerProcessOptions& options) : options_(options) {}
+
+  ~Body();
+
+  Body(const Body&) = delete;
+  Body& operator=(const Body&) = delete;
+
+  absl::Status Start(const ShouldStop& should_stop);
+
+  // The reason of a dismissal, once there was one.
+  absl::Status dismissal() const {
+    absl::MutexLock lock(&mutex_);
+    return dismissal_;
+  }
+
+  // Logs what changed since the last call.
+  void Watch();
+
+ private:
+  absl::Status OpenModel();
+  absl::Status GetDense(const ShouldStop& should_stop);
+  absl::Status MakeWorker();
+  void DialCoordinators();
+  bool Deliver(size_t link, ToWorker message);
+  void Send(FromWorker message);
+
+  const WorkerProcessOptions& options_;
+  // In the order in which each needs the ones before.
+  std::unique_ptr<WeightSource> source_;
+  std::unique_ptr<DenseSegment> own_dense_;
+  const DenseSegment* dense_ = nullptr;
+  std::unique_ptr<CpuBackend> backend_;
+  std::unique_ptr<CpuBackend> loading_backend_;
+  std::unique_ptr<ExchangeFactory> exchanges_;
+
+  mutable absl::Mutex mutex_;
+  absl::Status dismissal_ ABSL_GUARDED_BY(mutex_);
+  Term highest_term_ ABSL_GUARDED_BY(mutex_);
+  size_t leader_ ABSL_GUARDED_BY(mutex_) = 0;  // The link that spoke under the highest term
+
+  std::string logged_phase_;
+  int64_t logged_tenths_ = 0;
+
+  // The links deliver to the worker, the worker sends through the links. Nothing is delivered
+  // before all links are there (both need mutex_); at the end the links go first, each kept by a
+  // Send() in progress, then the worker, which is the last member.
+  std::vector<std::shared_ptr<CoordinatorLink>> links_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<Worker> worker_;
+};
+
+absl::Status Body::Start(const ShouldStop& should_stop) {
+  RETURN_IF_ERROR(OpenModel());
+  RETURN_IF_ERROR(GetDense(should_stop));
+  RETURN_IF_ERROR(MakeWorker());
+  DialCoordinators();
+  return absl::OkStatus();
+}
+
+absl::Status Body::OpenModel() {
+  if (options_.coordinators.empty()) return absl::InvalidArgumentError("no coordinator to dial");
+  if (options_.dummy.has_value()) {
+    RETURN_IF_ERROR(options_.dummy->Validate());
+    source_ = MakeSyntheticSource(*options_.dummy);
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(source_, OpenCheckpoint(options_.model));
+  return absl::OkStatus();
+}
+
+absl::Status Body::GetDense(const ShouldStop& should_stop) {
+  if (options_.dense != nullptr) {
+    dense_ = options_.dense;
+    return absl::OkStatus();
+  }
+  if (options_.dense_fd >= 0) {
+    ASSIGN_OR_RETURN(own_dense_, DenseSegment::Map(options_.dense_fd, source_->config()));
+  } else {
+    ASSIGN_OR_RETURN(own_dense_,
+                     DenseSegment::Load(*source_, LogProgress(options_.id, should_stop)));
+  }
+  dense_ = own_dense_.get();
+  return absl::OkStatus();
+}
+
+absl::Status Body::MakeWorker() {
+  ASSIGN_OR_RETURN(const CpuIsa isa, ChooseIsa(options_.isa));
+  if (!options_.cpus.empty() && options_.cpus.size() != static_cast<size_t>(options_.threads)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        options_.cpus.size(), " CPUs for ", options_.threads, " threads: one for each"));
+  }
+  backend_ = std::make_unique<CpuBackend>(
+      CpuBackendOptions{.num_threads = options_.threads, .cpus = options_.cpus, .isa = isa});
+  loading_backend_ =
+      std::make_unique<CpuBackend>(CpuBackendOptions{.num_threads = 1, .cpus = {}, .isa = isa});
+  ASSIGN_OR_RETURN(exchanges_, MakeExchangeFactory(options_.exchange, options_.hub));
+
+  const bool dense_is_shared = options_.dense != nullptr || options_.dense_fd >= 0;
+  const int64_t available =
+      static_cast<int64_t>(kUsableShare * static_cast<double>(AvailableMemory()));
+  worker_ = std::make_unique<Worker>(
+      WorkerOptions{.id = WorkerId{options_.id},
+                    .incarnation = NewIncarnation(),
+                    .version = options_.version,
+                    .host = options_.host.empty() ? HostName() : options_.host,
+                    .process = absl::StrCat("pid ", getpid()),
+                    .highest_term = {},
+                    .memory_bytes = options_.memory_bytes > 0 ? options_.memory_bytes : available,
+                    .dense_bytes = dense_is_shared ? 0 : dense_->bytes(),
+                    .kv_tokens = options_.kv_tokens},
+      WorkerParts{.source = source_.get(),
+                  .dense = &dense_->weights(),
+                  .backend = backend_.get(),
+                  .experts = ExpertSet::Create(source_.get(), loading_backend_.get()),
+                  .exchanges = exchanges_.get(),
+                  .send = [this](FromWorker message) { Send(std::move(message)); },
+                  .now = absl::Now});
+  Log(LogLevel::kInfo,
+      "worker.started",
+      {{"worker", options_.id},
+       {"backend", backend_->name().data()},
+       {"threads", options_.threads},
+       {"exchange", exchanges_->endpoint()}});
+  return absl::OkStatus();
+}
+
+void Body::DialCoordinators() {
+  absl::MutexLock lock(&mutex_);
+  for (size_t i = 0; i < options_.coordinators.size(); ++i) {
+    links_.push_back(std::make_shared<CoordinatorLink>(CoordinatorLinkOptions{
+        .address = options_.coordinators[i],
+        .jitter_seed = worker_->enrol().incarnation.value + i,
+        .enrol = [this] { return worker_->enrol(); },
+        .beat = [this] { return worker_->beat(); },
+        .deliver = [this, i](ToWorker message) { return Deliver(i, std::move(message)); },
+        .dismissed =
+            [this](const absl::Status& reason) {
+              absl::MutexLock dismissal_lock(&mutex_);
+              dismissal_ = reason.ok() ? absl::FailedPreconditionError("dismissed") : reason;
+            }}));
+  }
+}
+
+bool Body::Deliver(size_t link, ToWorker message) {
+  const Term term = std::visit([](const auto& m) { return m.term; }, message);
+  {
+    absl::MutexLock lock(&mutex_);
+    if (term >= highest_term_) {
+      highest_term_ = term;
+      leader_ = link;
+    }
+  }
+  return worker_->Deliver(std::move(message), absl::Now() + kDeliverPatience);
+}
+
+void Body::Send(FromWorker message) {
+  std::shared_ptr<CoordinatorLink> link;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (leader_ < links_.size()) link = links_[leader_];
+  }
+  if (link != nullptr) link->Send(std::move(message));
+}
+
+Body::~Body() {
+  std::vector<std::shared_ptr<CoordinatorLink>> links;
+  {
+    absl::MutexLock lock(&mutex_);
+    links.swap(links_);
+  }
+}
+
+void Body::Watch() {
+  const Beat beat = worker_->beat();
+  const int64_t tenths =
+      beat.load_total_bytes == 0 ? 0 : beat.load_done_bytes * 10 / beat.load_total_bytes;
+  if (tenths != logged_tenths_) {
+    logged_tenths_ = tenths;
+    Log(LogLevel::kInfo,
+        "load.experts",
+        {{"worker", options_.id},
+         {"done_bytes", beat.load_done_bytes},
+         {"total_bytes", beat.load_total_bytes}});
+  }
+  const std::string phase = beat.phase == "stepping" ? "ready" : beat.phase;
+  if (phase == logged_phase_) return;
+  logged_phase_ = phase;
+  Log(LogLevel::kInfo,
+      "worker.phase",
+      {{"worker", options_.id}, {"phase", phase}, {"resident_bytes", beat.resident_bytes}});
+}
+
+absl::Status Live(const WorkerProcessOptions& options, const ShouldStop& should_stop) {
+  Body body(options);
+  const absl::Status started = body.Start(should_stop);
+  if (absl::IsCancelled(started)) return absl::OkStatus();  // Told to stop while it loaded.
+  RETURN_IF_ERROR(started);
+  while (!should_stop(kWatchInterval)) {
+    if (const absl::Status dismissal = body.dismissal(); !dismissal.ok()) {
+      Log(LogLevel::kError,
+          "worker.dismissed",
+          {{"worker", options.id}, {"why", dismissal.message()}});
+      return dismissal;
+    }
+    body.Watch();
+  }
+  Log(LogLevel::kInfo, "worker.stopped", {{"worker", options.id}});
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunWorker(const WorkerProcessOptions& options) {
+  InitLog("worker", options.is_quiet ? LogLevel::kError : LogLevel::kInfo);
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  const pid_t parent = getppid();
+  // From the loading, the main and the watching loop alike: all on this thread.
+  bool is_stopped = false;
+  return Live(options, [&](absl::Duration timeout) {
+    if (is_stopped) return true;
+    const timespec wait = absl::ToTimespec(timeout);
+    is_stopped = sigtimedwait(&signals, nullptr, &wait) > 0 ||
+                 (options.exit_with_parent && getppid() != parent);
+    return is_stopped;
+  });
+}
+
+std::unique_ptr<WorkerProcess> WorkerProcess::StartInThread(WorkerProcessOptions options) {
+  return std::unique_ptr<WorkerProcess>(new WorkerProcess(std::move(options)));
+}
+
+WorkerProcess::WorkerProcess(WorkerProcessOptions options)
+    : options_(std::move(options)), thread_([this] {
+        const absl::Status status = Live(options_, [this](absl::Duration timeout) {
+          absl::MutexLock lock(&mutex_);
+          mutex_.AwaitWithTimeout(absl::Condition(&is_stopping_), timeout);
+          return is_stopping_;
+        });
+        absl::MutexLock lock(&mutex_);
+        health_ = status;
+        has_ended_ = true;
+      }) {}
+
+WorkerProcess::~WorkerProcess() {
+  Stop();
+}
+
+void WorkerProcess::Stop() {
+  {
+    absl::MutexLock lock(&mutex_);
+    is_stopping_ = true;
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+absl::Status WorkerProcess::Health() const {
+  absl::MutexLock lock(&mutex_);
+  return health_;
+}
+
+bool WorkerProcess::AwaitEnd(absl::Time deadline) const {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithDeadline(absl::Condition(&has_ended_), deadline);
+}
+
+}  // namespace shoal
