@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "cli/options.h"
 #include "nlohmann/json.hpp"
 
 #include "base/status_macros.h"
@@ -21,9 +22,6 @@ namespace shoal {
 namespace {
 
 using nlohmann::json;
-
-constexpr int kRefused = 1;
-constexpr int kNoTokenizer = 2;
 
 std::string Line(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
@@ -35,6 +33,7 @@ std::string Message(const absl::Status& status) {
 
 std::vector<int32_t> Values(const std::vector<TokenId>& ids) {
   std::vector<int32_t> values;
+  values.reserve(ids.size());
   for (const TokenId id : ids) values.push_back(id.value);
   return values;
 }
@@ -90,21 +89,16 @@ absl::StatusOr<json> DetokenizeRow(const Tokenizer& tokenizer, const json& row) 
 // {"error": ...}; the others go on.
 template <typename Convert>
 int RunLines(const Tokenizer& tokenizer, Convert convert) {
-  int code = 0;
+  int code = kExitOk;
   for (std::string line; std::getline(std::cin, line);) {
     const json row = json::parse(line, nullptr, false);
     const absl::StatusOr<json> result =
         row.is_object() ? convert(tokenizer, row)
                         : absl::InvalidArgumentError("the line is not a JSON object in UTF-8");
-    if (!result.ok()) code = kRefused;
+    if (!result.ok()) code = kExitFailed;
     std::cout << Line(result.ok() ? *result : json{{"error", Message(result.status())}})
               << std::endl;
   }
-  return code;
-}
-
-int Refuse(const absl::Status& status, int code) {
-  std::cerr << "shoal: " << Message(status) << "\n";
   return code;
 }
 
@@ -135,11 +129,21 @@ void AddOptions(CLI::App* app, Options* options, const char* lines) {
       ->excludes(jsonl);
 }
 
+// The exit code, if there is nothing left to do: after --help or a wrong command line.
+std::optional<int> ParseArguments(CLI::App* app, int argc, char** argv) {
+  try {
+    app->parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app->exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  return std::nullopt;
+}
+
 int Tokenize(const Options& options,
              const std::optional<std::string>& text,
              const std::vector<std::string>& markers) {
   const auto tokenizer = LoadTokenizerAloud(options.model);
-  if (!tokenizer.ok()) return Refuse(tokenizer.status(), kNoTokenizer);
+  if (!tokenizer.ok()) return Fail(tokenizer.status());
   if (options.is_jsonl) return RunLines(**tokenizer, TokenizeRow);
 
   SpecialTokens special{SpecialTokens::Mode::kListed, markers};
@@ -147,38 +151,38 @@ int Tokenize(const Options& options,
   if (markers == std::vector<std::string>{"none"}) special.mode = SpecialTokens::Mode::kNone;
   if (markers == std::vector<std::string>{"all"}) special.mode = SpecialTokens::Mode::kAll;
   const auto ids = (*tokenizer)->Encode(text ? *text : ReadStandardInput(), special);
-  if (!ids.ok()) return Refuse(ids.status(), kRefused);
+  if (!ids.ok()) return Fail(ids.status());
   if (options.is_json) {
     std::cout << Line({{"ids", Values(*ids)}, {"num_tokens", ids->size()}}) << "\n";
-    return 0;
+    return kExitOk;
   }
   const char* separator = "";
   for (const TokenId id : *ids) std::cout << std::exchange(separator, " ") << id.value;
   std::cout << "\n";
-  return 0;
+  return kExitOk;
 }
 
 int Detokenize(const Options& options, std::vector<int64_t> ids) {
   const auto tokenizer = LoadTokenizerAloud(options.model);
-  if (!tokenizer.ok()) return Refuse(tokenizer.status(), kNoTokenizer);
+  if (!tokenizer.ok()) return Fail(tokenizer.status());
   if (options.is_jsonl) return RunLines(**tokenizer, DetokenizeRow);
 
   if (ids.empty()) {
     for (std::string word; std::cin >> word;) {
       int64_t id = 0;
       if (!absl::SimpleAtoi(word, &id)) {
-        return Refuse(absl::InvalidArgumentError(absl::StrCat("not a token id: ", word)), kRefused);
+        return Fail(absl::InvalidArgumentError(absl::StrCat("not a token id: ", word)));
       }
       ids.push_back(id);
     }
   }
   const auto row = DetokenizeRow(**tokenizer, {{"ids", ids}});
-  if (!row.ok()) return Refuse(row.status(), kRefused);
+  if (!row.ok()) return Fail(row.status());
   std::string text;
   for (const json& delta : (*row)["deltas"]) text += delta.get_ref<const std::string&>();
   text += (*row)["flush"].get_ref<const std::string&>();
   std::cout << (options.is_json ? Line({{"text", text}}) + "\n" : text);
-  return 0;
+  return kExitOk;
 }
 
 }  // namespace
@@ -203,8 +207,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& mode
   }
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Parse(text);
   if (tokenizer.ok()) return tokenizer;
-  return absl::Status(tokenizer.status().code(),
-                      absl::StrCat(model_folder, ": ", tokenizer.status().message()));
+  return absl::FailedPreconditionError(
+      absl::StrCat(model_folder, ": ", tokenizer.status().message()));
 }
 
 int RunTokenize(int argc, char** argv) {
@@ -217,7 +221,7 @@ int RunTokenize(int argc, char** argv) {
              R"(Lines {"text": ..., "special": "none"|"all"|[markers]} in, {"ids": [...]} out)");
   app.add_option("text", text, "The text; standard input if there is none");
   app.add_option("--special", markers, "all, or markers such as <|end|> that become one id");
-  CLI11_PARSE(app, argc, argv);
+  if (const std::optional<int> code = ParseArguments(&app, argc, argv)) return *code;
   return Tokenize(options, text, markers);
 }
 
@@ -227,7 +231,7 @@ int RunDetokenize(int argc, char** argv) {
   std::vector<int64_t> ids;
   AddOptions(&app, &options, R"(Lines {"ids": [...]} in, {"deltas": [...], "flush": "..."} out)");
   app.add_option("ids", ids, "Token ids; from standard input if there are none");
-  CLI11_PARSE(app, argc, argv);
+  if (const std::optional<int> code = ParseArguments(&app, argc, argv)) return *code;
   return Detokenize(options, std::move(ids));
 }
 

@@ -11,11 +11,12 @@
 
 namespace shoal {
 
-// The tokenizer of a checkpoint's folder. kNotFound or kInvalidArgument name the file.
+// The tokenizer of a checkpoint's folder. kNotFound: no such file. kFailedPrecondition: it is not
+// one that we understand; the message says why. See RequireHarmonySpecials for chat.
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model_folder);
 
-// argv[0] is the subcommand's name. Return the exit code: 0; 1 if a text or an id was refused; 2
-// if there is no tokenizer; CLI11's for a wrong command line.
+// argv[0] is the subcommand's name. Return the exit code (cli/options.h): kExitFailed if a line of
+// --jsonl was refused.
 int RunTokenize(int argc, char** argv);
 int RunDetokenize(int argc, char** argv);
 

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "cli/options.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
@@ -38,17 +40,16 @@ class TokenizeCommandTest : public testing::Test {
     std::vector<char*> argv;
     for (std::string& argument : arguments) argv.push_back(argument.data());
     std::istringstream in(input);
-    std::ostringstream out, errors;
+    std::ostringstream out;
     std::streambuf* const old_in = std::cin.rdbuf(in.rdbuf());
     std::streambuf* const old_out = std::cout.rdbuf(out.rdbuf());
-    std::streambuf* const old_errors = std::cerr.rdbuf(errors.rdbuf());
+    testing::internal::CaptureStderr();
     std::cin.clear();
     const int code = command(static_cast<int>(argv.size()), argv.data());
     std::cin.rdbuf(old_in);
     std::cout.rdbuf(old_out);
-    std::cerr.rdbuf(old_errors);
     output_ = out.str();
-    errors_ = errors.str();
+    errors_ = testing::internal::GetCapturedStderr();
     return code;
   }
 
@@ -75,7 +76,7 @@ TEST_F(TokenizeCommandTest, AnswersEachLineAndFailsAtTheEndIfOneWasRefused) {
                             "\n"
                             R"({"text": "ab<|end|>", "special": "all"})"
                             "\n";
-  EXPECT_EQ(Run(RunTokenize, {"--model", folder_, "--jsonl"}, input), 1);
+  EXPECT_EQ(Run(RunTokenize, {"--model", folder_, "--jsonl"}, input), kExitFailed);
 
   const std::vector<json> lines = OutputLines();
   ASSERT_EQ(lines.size(), 7u);
@@ -98,7 +99,7 @@ TEST_F(TokenizeCommandTest, DetokenizesEachLineAsAStream) {
                             "\n"
                             R"({"ids": [-1]})"
                             "\n";
-  EXPECT_EQ(Run(RunDetokenize, {"--model", folder_, "--jsonl"}, input), 1);
+  EXPECT_EQ(Run(RunDetokenize, {"--model", folder_, "--jsonl"}, input), kExitFailed);
 
   const std::vector<json> lines = OutputLines();
   ASSERT_EQ(lines.size(), 4u);
@@ -123,11 +124,22 @@ TEST_F(TokenizeCommandTest, TakesTextFromTheArgumentOrStandardInput) {
 }
 
 TEST_F(TokenizeCommandTest, NamesTheFileThatIsNotThere) {
-  EXPECT_EQ(Run(RunTokenize, {"--model", "/no/such/folder", "x"}, ""), 2);
+  EXPECT_EQ(Run(RunTokenize, {"--model", "/no/such/folder", "x"}, ""), kExitPrecondition);
   EXPECT_NE(errors_.find("/no/such/folder/tokenizer.json"), std::string::npos) << errors_;
   std::ofstream(folder_ + "/tokenizer.json") << "{";
-  EXPECT_EQ(Run(RunTokenize, {"--model", folder_, "x"}, ""), 2);
+  EXPECT_EQ(Run(RunTokenize, {"--model", folder_, "x"}, ""), kExitPrecondition);
   EXPECT_NE(errors_.find("not JSON at byte"), std::string::npos) << errors_;
+}
+
+TEST_F(TokenizeCommandTest, RefusesAWrongCommandLine) {
+  EXPECT_EQ(Run(RunTokenize, {"x"}, ""), kExitUsage);
+  EXPECT_THAT(errors_, testing::HasSubstr("--model"));
+  EXPECT_EQ(Run(RunDetokenize, {"--model", folder_, "--json", "--jsonl"}, ""), kExitUsage);
+  EXPECT_EQ(Run(RunDetokenize, {"--model", folder_, "seven"}, ""), kExitUsage);
+  EXPECT_EQ(Run(RunDetokenize, {"--model", folder_}, "seven"), kExitUsage);
+  EXPECT_EQ(Run(RunDetokenize, {"--model", folder_, "400"}, ""), kExitUsage);
+  EXPECT_EQ(Run(RunTokenize, {"--help"}, ""), kExitOk);
+  EXPECT_THAT(output_, testing::HasSubstr("--jsonl"));
 }
 
 }  // namespace
