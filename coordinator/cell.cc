@@ -199,7 +199,9 @@ void Cell::Configure() {
     for (const int32_t holder : holders) ranks.push_back(Rank{holder});
   }
   for (size_t rank = 0; rank < layout_.ranks.size(); ++rank) {
-    const Worker& worker = fleet_->membership.At(layout_.ranks[rank]);
+    Worker& worker = fleet_->membership.At(layout_.ranks[rank]);
+    // The rest it may drop as soon as it is ready, which it may be before we hear of it.
+    worker.held = layout_.Share(rank);
     message.rank = Rank{static_cast<int32_t>(rank)};
     message.num_full_blocks = worker.num_full_blocks;
     message.num_window_blocks = worker.num_window_blocks;
@@ -232,7 +234,8 @@ void Cell::BuildHomes() {
                                                     .prefill_chunk = options.prefill_chunk,
                                                     .max_running = options.max_running,
                                                     .prefix_cache = options.prefix_cache,
-                                                    .window = options.sliding_window},
+                                                    .window = options.sliding_window,
+                                                    .planted_bug = options.planted_bug},
                                     worker.num_full_blocks,
                                     worker.num_window_blocks);
   }
@@ -252,11 +255,6 @@ void Cell::OnReady(WorkerId worker, const Ready& message) {
   state_ = EpochState::kRunning;
   has_run_ = true;
   why_waiting_.clear();
-  for (size_t rank = 0; rank < layout_.ranks.size(); ++rank) {
-    // What is not in its share the worker may drop from here on.
-    Worker& member = fleet_->membership.At(layout_.ranks[rank]);
-    member.held = layout_.Share(rank);
-  }
   for (auto& [id, home] : homes_) home.scheduler->CountEpoch();
   Retarget();
 }
@@ -296,8 +294,7 @@ void Cell::OnRefusal(WorkerId worker, const Refusal& message) {
   if (state_ == EpochState::kNone || !RankOf(worker).has_value()) return;
   // About a message of an epoch that is over, or one that came late or twice: harms nobody.
   if (message.epoch < epoch_) return;
-  const bool is_stale = absl::IsAborted(message.reason) && ready_.contains(worker);
-  if (message.epoch == epoch_ && is_stale) return;
+  if (message.epoch == epoch_ && absl::IsAborted(message.reason)) return;
   fleet_->SkipEpochs(message.epoch);
   FailEpoch(absl::StrCat("worker ", worker.value, " refused: ", message.reason.ToString()), {});
 }
@@ -447,7 +444,8 @@ absl::Status Cell::CheckResult(const Scheduler& scheduler,
   for (const SampledToken& token : result.tokens) positions[token.sequence] = token.position;
   for (const PlanEntry& entry : part.entries) {
     if (!entry.wants_sample) continue;
-    if (scheduler.Find(entry.sequence)->state == SequenceState::kEnded) continue;
+    const Sequence* const sequence = scheduler.Find(entry.sequence);
+    if (sequence == nullptr || sequence->state == SequenceState::kEnded) continue;
     const int32_t position = entry.first_position + entry.num_positions;
     const auto found = positions.find(entry.sequence);
     if (found == positions.end() || found->second != position) {

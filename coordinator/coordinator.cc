@@ -379,7 +379,7 @@ void Coordinator::Impl::OnToken(Sequence* sequence, const SampledToken& sampled)
            sequence->choice);
     return;
   }
-  if (sampled.position != sequence->length()) return;  // Accepted before
+  CHECK_EQ(sampled.position, sequence->length());
   Choice& choice = request->choices[static_cast<size_t>(sequence->choice)];
   const int32_t num_before = static_cast<int32_t>(choice.output.size());
   sequence->tokens.push_back(sampled.token);

@@ -13,17 +13,9 @@
 
 #include "base/ids.h"
 #include "coordinator/events.h"
+#include "coordinator/schedule/planted_bug.h"
 
 namespace shoal {
-
-// A mistake that the core makes on purpose, so that tests/sim can show that it would be found.
-enum class PlantedBug : uint8_t {
-  kNone,
-  kFreeInFlight,     // Blocks are given back while rows that write them are in flight
-  kSlideAhead,       // Window blocks are given back when planned past, not when computed past
-  kForgetRewind,     // After a lost epoch planning goes on where the plans had been
-  kShareBareWindow,  // A prefix is shared without the window blocks before its end
-};
 
 struct CoordinatorOptions {
   Term term{1};
@@ -51,8 +43,7 @@ struct CoordinatorOptions {
   int32_t pipeline_depth = 2;   // Plans in flight: 1 or 2
   bool prefix_cache = true;
   // Test settings: both change timing and memory, never a token.
-  int32_t force_preempt_every =
-      0;  // Preempt a running sequence every so many steps; 0: only for want of blocks
+  int32_t force_preempt_every = 0;             // In steps; 0: preempt only for want of blocks
   PlantedBug planted_bug = PlantedBug::kNone;  // tests/sim only
 
   // Time.

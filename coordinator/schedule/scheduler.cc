@@ -87,6 +87,8 @@ void Scheduler::PlanOne(Sequence* sequence,
       std::min({max_positions, sequence->unplanned_positions(), reachable()});
   CHECK(space_.Grow(sequence->planned_computed + num_positions, &sequence->table));
   entries->push_back(PlanNext(num_positions, sequence));
+  if (Has(PlantedBug::kSlideAhead)) space_.Slide(sequence->planned_computed, &sequence->table);
+  if (Has(PlantedBug::kPublishAhead)) Publish(sequence, sequence->planned_computed);
 }
 
 // Preempts the newest sequence with blocks that is younger than `sequence`. Returns whether blocks
@@ -125,22 +127,29 @@ bool Scheduler::PreemptNewest() {
 
 void Scheduler::Returned(const PlanEntry& entry) {
   const auto found = sequences_.find(entry.sequence);
+  if (found == sequences_.end() && Has(PlantedBug::kFreeInFlight)) return;
   CHECK(found != sequences_.end());
   Sequence* const sequence = found->second;
   Settle(entry, sequence);
-  if (limits_.prefix_cache && sequence->uses_prefix_cache) {
-    space_.Publish(sequence->cache_scope, sequence->tokens, sequence->computed, &sequence->table);
-  }
+  Publish(sequence, sequence->computed);
   space_.Slide(sequence->computed, &sequence->table);
   if (sequence->state != SequenceState::kRunning && sequence->rows_in_flight == 0) {
     Depart(sequence);
   }
 }
 
+void Scheduler::Publish(Sequence* sequence, int32_t computed) {
+  if (!limits_.prefix_cache || !sequence->uses_prefix_cache) return;
+  const int32_t known = std::min(computed, sequence->length());
+  space_.Publish(sequence->cache_scope, sequence->tokens, known, &sequence->table);
+}
+
 void Scheduler::RewindAll() {
   std::vector<Sequence*> leaving;
   for (const auto& [id, sequence] : sequences_) {
+    const int32_t num_blocks_sent = sequence->num_blocks_sent;
     Rewind(sequence);
+    if (Has(PlantedBug::kKeepTables)) sequence->num_blocks_sent = num_blocks_sent;
     if (sequence->state != SequenceState::kRunning) leaving.push_back(sequence);
   }
   for (Sequence* sequence : leaving) Depart(sequence);
@@ -159,6 +168,7 @@ void Scheduler::End(Sequence* sequence) {
   CHECK(sequences_.contains(sequence->id));
   if (sequence->state == SequenceState::kRunning) ++num_leaving_;
   sequence->state = SequenceState::kEnded;
+  if (Has(PlantedBug::kFreeInFlight)) Rewind(sequence);
   if (sequence->rows_in_flight == 0) Depart(sequence);
 }
 

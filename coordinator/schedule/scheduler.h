@@ -9,6 +9,7 @@
 
 #include "base/ids.h"
 #include "coordinator/schedule/kv_space.h"
+#include "coordinator/schedule/planted_bug.h"
 #include "coordinator/schedule/sequence.h"
 #include "proto/step.h"
 
@@ -20,6 +21,7 @@ struct SchedulerLimits {
   int32_t max_running = 0;    // Sequences on the rank
   bool prefix_cache = true;
   int32_t window = 0;
+  PlantedBug planted_bug = PlantedBug::kNone;
 };
 
 // One rank's sequences and their memory. A sequence is here from Admit until it appears in
@@ -78,7 +80,11 @@ class Scheduler {
 
  private:
   void PlanOne(Sequence* sequence, int32_t max_positions, std::vector<PlanEntry>* entries);
+
+  bool Has(PlantedBug bug) const { return limits_.planted_bug == bug; }
+
   bool MakeRoom(const Sequence& sequence);
+  void Publish(Sequence* sequence, int32_t computed);
   void Preempt(Sequence* sequence);
   void Depart(Sequence* sequence);
 

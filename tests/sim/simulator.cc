@@ -612,7 +612,7 @@ void Simulator::PlanFaults() {
   Repeat(scene_.faults.freeze_every, [this] {
     Host& host = hosts_.at(AnyWorker());
     const Micros thaw = now_ + static_cast<Micros>(prng_.Below(600'000));
-    host.frozen_until = std::min(thaw, scene_.faults.end);
+    host.frozen_until = std::max(host.frozen_until, std::min(thaw, scene_.faults.end));
   });
 }
 
