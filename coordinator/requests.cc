@@ -5,6 +5,16 @@
 #include "base/check.h"
 
 namespace shoal {
+namespace {
+
+Accepted AcceptedBy(StreamId stream, const RequestState& request) {
+  return Accepted{.stream = stream,
+                  .request_id = request.request.id,
+                  .prompt_tokens = request.prompt_tokens,
+                  .envelope = request.request.envelope};
+}
+
+}  // namespace
 
 Requests::Requests(absl::Duration retention, int32_t max_retained)
     : retention_(retention), max_retained_(max_retained) {}
@@ -56,7 +66,7 @@ void Requests::Attach(StreamId stream,
   request->readers.insert(stream);
   if (!request->is_finished()) ForgetAt(absl::InfiniteFuture(), request);
   if (!request->is_announced) return;
-  actions->push_back(Accepted{stream, request->request.id, request->prompt_tokens});
+  actions->push_back(AcceptedBy(stream, *request));
   const int32_t begin = choice < 0 ? 0 : choice;
   const int32_t end = choice < 0 ? static_cast<int32_t>(num_choices) : choice + 1;
   for (int32_t c = begin; c < end; ++c) Tell(stream, *request, c, actions);
@@ -74,7 +84,7 @@ void Requests::Detach(StreamId stream) {
 void Requests::Announce(RequestState* request, std::vector<Action>* actions) {
   if (std::exchange(request->is_announced, true)) return;
   for (const StreamId stream : request->readers) {
-    actions->push_back(Accepted{stream, request->request.id, request->prompt_tokens});
+    actions->push_back(AcceptedBy(stream, *request));
   }
 }
 
