@@ -1,0 +1,100 @@
+// The client's service, shoal.v1.Inference, and the operator's, shoal.v1.Admin: from bytes to
+// events, on gRPC's threads. What the core answers goes through Delivery.
+//
+// The streaming calls and Tokenize take their bytes unparsed, because gRPC answers UNIMPLEMENTED,
+// without a word, where a message cannot be parsed or a string is not UTF-8.
+#pragma once
+
+#include <atomic>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "grpcpp/grpcpp.h"
+
+#include "base/prng.h"
+#include "coordinator/serve/delivery.h"
+#include "coordinator/serve/event_loop.h"
+#include "coordinator/serve/request.h"
+#include "proto/inference.grpc.pb.h"
+
+namespace shoal {
+
+// What both services share. All of it outlives them.
+struct ServiceContext {
+  ServedModel model;
+  std::string version;
+  std::string fingerprint;  // Of everything that a bit of the answer depends on
+  int32_t max_running = 0;
+  absl::Time started;
+  EventLoop* loop = nullptr;
+  Delivery* delivery = nullptr;
+  std::atomic<bool> is_draining = false;
+
+  // For request ids and seeds. Thread-safe.
+  uint64_t NextEntropy();
+
+ private:
+  absl::Mutex mutex_;
+  Prng prng_ ABSL_GUARDED_BY(mutex_){EntropyOfThisProcess()};
+
+  static uint64_t EntropyOfThisProcess();
+};
+
+// A call that ends at once.
+Delivery::Reactor* RefuseCall(const absl::Status& status);
+
+// Starts `request` as a stream read by the caller of `context`; its answer is written as
+// `transcript` says.
+Delivery::Reactor* StartRequest(ServiceContext* service,
+                                grpc::CallbackServerContext* context,
+                                absl::string_view method,
+                                Request request,
+                                std::unique_ptr<Transcript> transcript);
+
+// INVALID_ARGUMENT for bytes that are not such a message.
+absl::Status ParseBytes(const grpc::ByteBuffer& bytes, google::protobuf::Message* out);
+
+grpc::Status ToGrpc(const absl::Status& status);
+
+using InferenceCalls = v1::Inference::WithRawCallbackMethod_Generate<
+    v1::Inference::WithRawCallbackMethod_Attach<v1::Inference::WithCallbackMethod_Cancel<
+        v1::Inference::WithRawCallbackMethod_Tokenize<v1::Inference::WithCallbackMethod_Detokenize<
+            v1::Inference::WithCallbackMethod_ListModels<
+                v1::Inference::WithCallbackMethod_GetServerInfo<v1::Inference::Service>>>>>>>;
+
+class Frontend final : public InferenceCalls {
+ public:
+  explicit Frontend(ServiceContext* context) : service_(*context) {}
+
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* bytes) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Attach(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* bytes) override;
+  grpc::ServerUnaryReactor* Cancel(grpc::CallbackServerContext* context,
+                                   const v1::CancelRequest* request,
+                                   v1::CancelResponse* response) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const grpc::ByteBuffer* bytes,
+                                     grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
+                                       const v1::ListModelsRequest* request,
+                                       v1::ListModelsResponse* response) override;
+  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
+                                          const v1::GetServerInfoRequest* request,
+                                          v1::GetServerInfoResponse* response) override;
+
+ private:
+  absl::StatusOr<v1::TokenizeResponse> TokenizeText(const grpc::ByteBuffer& bytes) const;
+  absl::Status DetokenizeIds(const v1::DetokenizeRequest& request,
+                             v1::DetokenizeResponse* response) const;
+  void DescribeModel(v1::ModelInfo* out) const;
+
+  ServiceContext& service_;
+};
+
+}  // namespace shoal
