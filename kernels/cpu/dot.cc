@@ -44,7 +44,7 @@ void MxProduct(const MxProductArgs& args) {
         const QuantBlock& x = args.rows[r][b];
         int32_t dot = 0;
         for (int k = 0; k < kMxBlock; ++k) {
-          dot += DoubledE2m1(CodeAt(tile + b * kTileCodeBytes, row, k)) * x.q[PairedIndex(k)];
+          dot += DoubledE2m1(CodeAt(tile + b * kTileCodeBytes, row, k)) * (256 * x.hi[k] + x.lo[k]);
         }
         const float scale = FromE8m0(std::to_integer<uint8_t>(scales[b * kTileRows + row]));
         sum = std::fma(static_cast<float>(dot) * x.half_scale, scale, sum);

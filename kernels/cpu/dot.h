@@ -19,18 +19,11 @@ namespace shoal {
 // rounded to nearest even. `half_scale` absorbs the doubling of the codes. If an element is
 // infinite or NaN, all q are 0 and the scale is NaN, so that every product with the row is NaN.
 struct QuantBlock {
-  int16_t q[kMxBlock];  // The q of input k is q[PairedIndex(k)].
   int8_t hi[kMxBlock];
   int8_t lo[kMxBlock];
   float half_scale;
   int32_t offset;  // -kCodeBias * (sum of q)
 };
-
-// Each four inputs lie as 0, 2, 1, 3: the order in which dot_avx512.cc can expand codes to words.
-SHOAL_INLINE constexpr int PairedIndex(int k) {
-  constexpr int kPlace[4] = {0, 2, 1, 3};
-  return k / 4 * 4 + kPlace[k % 4];
-}
 
 // Added to the doubled codes -12 .. 12 in products, which want them unsigned.
 inline constexpr int kCodeBias = 12;

@@ -72,42 +72,49 @@ void LinearProduct(const LinearProductArgs& args) {
 
 // ---- Products with MXFP4 weights ----------------------------------------------------------------
 //
-// kMxDepth blocks of a tile are expanded once to 16-bit panels in the first-level cache and meet
-// the rows four at a time: vpmaddwd makes two products of 16 bits and adds them exactly.
+// Eight rows of a tile at a time: a block's codes become eight registers of unsigned bytes, as in
+// the AVX-512 version. vpmaddubsw multiplies them by hi and lo and adds pairs in 16 bits: at most
+// 2 * 24 * 128 = 6,144, so four such sums fit before vpmaddwd widens them, and nothing saturates.
 
-constexpr int kMxRows = 4;
-constexpr int64_t kMxDepth = 8;
+constexpr int kHalfRows = kTileRows / 2;
 
-struct MxPanel {
-  alignas(32) int16_t codes[kMxDepth][kMxBlock / 2][2 * kTileRows];
-};
-
-// Doubled codes + kCodeBias as words. As the AVX-512 version says, the even bytes of a register of
-// codes become inputs 2 p and 2 p + 1 of a lane, then the odd ones.
-SHOAL_INLINE void StorePairs(__m256i nibbles, int16_t* even, int16_t* odd) {
-  const __m256i table = _mm256_broadcastsi128_si256(
+SHOAL_INLINE __m256i CodeTable() {
+  return _mm256_broadcastsi128_si256(
       _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-  const __m256i bytes = _mm256_shuffle_epi8(table, nibbles);
-  _mm256_store_si256(reinterpret_cast<__m256i*>(even),
-                     _mm256_and_si256(bytes, _mm256_set1_epi16(0xff)));
-  _mm256_store_si256(reinterpret_cast<__m256i*>(odd), _mm256_srli_epi16(bytes, 8));
 }
 
-SHOAL_INLINE void ExpandCodes(const std::byte* codes, int64_t depth, MxPanel* panel) {
-  const __m256i low = _mm256_set1_epi8(15);
-  for (int64_t b = 0; b < depth; ++b) {
-    for (int z = 0; z < 4; ++z) {
-      for (int half = 0; half < 2; ++half) {
-        const __m256i bytes = _mm256_loadu_si256(
-            reinterpret_cast<const __m256i*>(codes + b * kTileCodeBytes + 64 * z + 32 * half));
-        int16_t(*to)[2 * kTileRows] = panel->codes[b] + 4 * z;
-        StorePairs(_mm256_and_si256(bytes, low), to[0] + 16 * half, to[1] + 16 * half);
-        StorePairs(_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low),
-                   to[2] + 16 * half,
-                   to[3] + 16 * half);
-      }
-    }
+// The codes of eight rows: of each 64 bytes, the half at `codes`.
+SHOAL_INLINE void ExpandCodes(const std::byte* codes, __m256i w[8]) {
+  const __m256i table = CodeTable();
+  const __m256i nibble = _mm256_set1_epi8(15);
+  for (int z = 0; z < 4; ++z) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 64 * z));
+    w[2 * z] = _mm256_shuffle_epi8(table, _mm256_and_si256(bytes, nibble));
+    w[2 * z + 1] =
+        _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble));
   }
+}
+
+SHOAL_INLINE __m256i BroadcastWord(const int8_t* from) {
+  int32_t word;
+  __builtin_memcpy(&word, from, sizeof(word));
+  return _mm256_set1_epi32(word);
+}
+
+// Sums over the 32 inputs, a row in each 32-bit lane.
+SHOAL_INLINE __m256i Dot(const __m256i w[8], const int8_t* x) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i dot = _mm256_setzero_si256();
+  for (int i = 0; i < 8; i += 4) {
+    const __m256i low =
+        _mm256_add_epi16(_mm256_maddubs_epi16(w[i], BroadcastWord(x + 4 * i)),
+                         _mm256_maddubs_epi16(w[i + 1], BroadcastWord(x + 4 * i + 4)));
+    const __m256i high =
+        _mm256_add_epi16(_mm256_maddubs_epi16(w[i + 2], BroadcastWord(x + 4 * i + 8)),
+                         _mm256_maddubs_epi16(w[i + 3], BroadcastWord(x + 4 * i + 12)));
+    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(_mm256_add_epi16(low, high), ones));
+  }
+  return dot;
 }
 
 // 2^(byte - 127) of eight rows; byte 0 is the subnormal 2^-127.
@@ -117,79 +124,38 @@ SHOAL_INLINE __m256 Scales(const std::byte* bytes) {
   return _mm256_castsi256_ps(_mm256_max_epi32(exponents, _mm256_set1_epi32(0x00400000)));
 }
 
-SHOAL_INLINE __m256 AddBlock(__m256i dot, float half_scale, __m256 scales, __m256 sum) {
-  const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(half_scale));
-  return _mm256_fmadd_ps(product, scales, sum);
-}
-
-// kRows rows with one tile's next `depth` blocks; `sums` is the first row's.
 template <int kRows>
-SHOAL_INLINE void MxTile(const MxPanel& panel,
-                         const std::byte* scales,
-                         int64_t depth,
-                         const QuantBlock* const* rows,
-                         int64_t first_block,
-                         float* sums,
-                         int64_t stride) {
-  for (int64_t b = 0; b < depth; ++b) {
-    __m256i dots[kRows][2];
-    const QuantBlock* x[kRows];
+SHOAL_INLINE void MxTile(const MxProductArgs& args, int64_t row, int64_t tile_index, int half) {
+  const std::byte* tile = args.tiles + tile_index * MxTileBytes(args.num_blocks);
+  const std::byte* codes = tile + half * 4 * kHalfRows;
+  const std::byte* scale_bytes = tile + args.num_blocks * kTileCodeBytes + half * kHalfRows;
+  __m256 sums[kRows];
+  for (int r = 0; r < kRows; ++r) sums[r] = _mm256_setzero_ps();
+  for (int64_t b = 0; b < args.num_blocks; ++b) {
+    __m256i w[8];
+    ExpandCodes(codes + b * kTileCodeBytes, w);
+    const __m256 scales = Scales(scale_bytes + b * kTileRows);
     for (int r = 0; r < kRows; ++r) {
-      x[r] = rows[r] + first_block + b;
-      dots[r][0] = dots[r][1] = _mm256_set1_epi32(x[r]->offset);
+      const QuantBlock& x = args.rows[row + r][b];
+      const __m256i lo = _mm256_add_epi32(Dot(w, x.lo), _mm256_set1_epi32(x.offset));
+      const __m256i dot = _mm256_add_epi32(_mm256_slli_epi32(Dot(w, x.hi), 8), lo);
+      const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(x.half_scale));
+      sums[r] = _mm256_fmadd_ps(product, scales, sums[r]);
     }
-    for (int p = 0; p < kMxBlock / 2; ++p) {
-      const auto* w = reinterpret_cast<const __m256i*>(panel.codes[b][p]);
-      const __m256i w0 = _mm256_load_si256(w);
-      const __m256i w1 = _mm256_load_si256(w + 1);
-      for (int r = 0; r < kRows; ++r) {
-        int32_t pair;
-        __builtin_memcpy(&pair, x[r]->q + 2 * p, sizeof(pair));
-        const __m256i q = _mm256_set1_epi32(pair);
-        dots[r][0] = _mm256_add_epi32(dots[r][0], _mm256_madd_epi16(w0, q));
-        dots[r][1] = _mm256_add_epi32(dots[r][1], _mm256_madd_epi16(w1, q));
-      }
-    }
-    for (int half = 0; half < 2; ++half) {
-      const __m256 scale = Scales(scales + b * kTileRows + 8 * half);
-      for (int r = 0; r < kRows; ++r) {
-        float* sum = sums + r * stride + 8 * half;
-        _mm256_storeu_ps(sum,
-                         AddBlock(dots[r][half], x[r]->half_scale, scale, _mm256_loadu_ps(sum)));
-      }
-    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    float* to = args.sums + ((row + r) * args.num_tiles + tile_index) * kTileRows;
+    _mm256_storeu_ps(to + half * kHalfRows, sums[r]);
   }
 }
 
 void MxProduct(const MxProductArgs& args) {
-  const int64_t stride = args.num_tiles * kTileRows;
-  for (int64_t i = 0; i < args.num_rows * stride; ++i) args.sums[i] = 0.0f;
+  constexpr int kRows = 4;
   for (int64_t tile = 0; tile < args.num_tiles; ++tile) {
-    const std::byte* codes = args.tiles + tile * MxTileBytes(args.num_blocks);
-    const std::byte* scales = codes + args.num_blocks * kTileCodeBytes;
-    MxPanel panel;
-    for (int64_t b = 0; b < args.num_blocks; b += kMxDepth) {
-      const int64_t depth = args.num_blocks - b < kMxDepth ? args.num_blocks - b : kMxDepth;
-      ExpandCodes(codes + b * kTileCodeBytes, depth, &panel);
+    for (int half = 0; half < 2; ++half) {
       int64_t row = 0;
-      for (; row + kMxRows <= args.num_rows; row += kMxRows) {
-        MxTile<kMxRows>(panel,
-                        scales + b * kTileRows,
-                        depth,
-                        args.rows + row,
-                        b,
-                        args.sums + row * stride + tile * kTileRows,
-                        stride);
-      }
-      for (; row < args.num_rows; ++row) {
-        MxTile<1>(panel,
-                  scales + b * kTileRows,
-                  depth,
-                  args.rows + row,
-                  b,
-                  args.sums + row * stride + tile * kTileRows,
-                  stride);
-      }
+      for (; row + kRows <= args.num_rows; row += kRows) MxTile<kRows>(args, row, tile, half);
+      for (; row < args.num_rows; ++row) MxTile<1>(args, row, tile, half);
     }
   }
 }

@@ -47,7 +47,6 @@ SHOAL_INLINE void QuantizeBlock(const Bf16* x, QuantBlock* block) {
     const int32_t hi = (q + 128) >> 8;
     block->hi[k] = static_cast<int8_t>(hi);
     block->lo[k] = static_cast<int8_t>(q - 256 * hi);
-    block->q[PairedIndex(k)] = static_cast<int16_t>(q);
     sum += q;
   }
   block->half_scale = finite ? PowerOfTwo(biased - 142) : std::numeric_limits<float>::quiet_NaN();
