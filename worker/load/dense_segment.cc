@@ -30,6 +30,7 @@ namespace {
 
 constexpr int64_t kHeaderBytes = 4096;
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kHugePageBytes = int64_t{2} << 20;
 // One read: large enough that its cost is the bytes, small enough that progress moves.
 constexpr int64_t kReadBytes = int64_t{32} << 20;
 constexpr char kMagic[8] = {'S', 'H', 'O', 'A', 'L', 'D', 'W', '1'};
@@ -220,14 +221,34 @@ class Descriptor {
 // A mapping that is unmapped at the end.
 class Mapping {
  public:
-  static absl::StatusOr<Mapping> Create(int fd, int64_t bytes, int protection, int flags) {
-    void* data = mmap(nullptr, static_cast<size_t>(bytes), protection, MAP_SHARED | flags, fd, 0);
-    if (data == MAP_FAILED) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("mapping ", bytes, " bytes of dense weights"));
+  static absl::StatusOr<Mapping> Create(int fd, int64_t bytes, int protection) {
+    // The kernel maps shared memory with huge pages only where the address allows them, so more
+    // address space is reserved than needed and its ends are given back.
+    const size_t length =
+        static_cast<size_t>((bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes);
+    const size_t reserved = length + static_cast<size_t>(kHugePageBytes);
+    void* space =
+        mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (space == MAP_FAILED) return Failed(bytes);
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(space);
+    const uintptr_t aligned = (begin + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
+    if (aligned > begin) munmap(space, aligned - begin);
+    munmap(reinterpret_cast<void*>(aligned + length), begin + reserved - aligned - length);
+    Mapping mapping(reinterpret_cast<std::byte*>(aligned), static_cast<int64_t>(length));
+    if (mmap(
+            mapping.data_, static_cast<size_t>(bytes), protection, MAP_SHARED | MAP_FIXED, fd, 0) ==
+        MAP_FAILED) {
+      return Failed(bytes);
     }
-    // Only advice: fewer, larger pages where the system allows them for shared memory.
-    static_cast<void>(madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE));
-    return Mapping(static_cast<std::byte*>(data), bytes);
+    // Only advice: without huge pages everything works, more slowly.
+    static_cast<void>(madvise(mapping.data_, static_cast<size_t>(bytes), MADV_HUGEPAGE));
+    // Now rather than one page fault at a time later. When writing, this is also where too little
+    // memory is an error and not a signal. EINVAL: the kernel is older than 5.14 and cannot.
+    const int populate = (protection & PROT_WRITE) != 0 ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
+    if (madvise(mapping.data_, static_cast<size_t>(bytes), populate) != 0 && errno != EINVAL) {
+      return Failed(bytes);
+    }
+    return mapping;
   }
 
   Mapping(Mapping&& other) noexcept
@@ -241,6 +262,12 @@ class Mapping {
 
  private:
   Mapping(std::byte* data, int64_t bytes) : data_(data), bytes_(bytes) {}
+
+  static absl::Status Failed(int64_t bytes) {
+    const std::string message =
+        absl::StrCat("mapping ", bytes, " bytes of dense weights: ", std::strerror(errno));
+    return absl::ResourceExhaustedError(message);
+  }
 
   std::byte* data_;
   int64_t bytes_;
@@ -270,8 +297,7 @@ class SharedSegment final : public DenseSegment {
 absl::StatusOr<std::unique_ptr<DenseSegment>> MapReadOnly(Descriptor fd,
                                                           const Plan& plan,
                                                           const ModelConfig& config) {
-  // Populated now: a page fault in the first step would be paid by the first request.
-  ASSIGN_OR_RETURN(Mapping mapping, Mapping::Create(fd.get(), plan.bytes, PROT_READ, MAP_POPULATE));
+  ASSIGN_OR_RETURN(Mapping mapping, Mapping::Create(fd.get(), plan.bytes, PROT_READ));
   return std::make_unique<SharedSegment>(std::move(fd), std::move(mapping), plan, config);
 }
 
@@ -286,14 +312,12 @@ absl::StatusOr<std::unique_ptr<DenseSegment>> DenseSegment::Load(const WeightSou
   const Plan plan = PlanDense(source.config());
   Descriptor fd(memfd_create("shoal dense weights", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (fd.get() < 0) return absl::ErrnoToStatus(errno, "memfd_create for the dense weights");
-  // fallocate and not ftruncate alone: too little memory is an error here, not a signal later.
-  if (ftruncate(fd.get(), plan.bytes) != 0 || fallocate(fd.get(), 0, 0, plan.bytes) != 0) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the dense weights need ", plan.bytes, " bytes of shared memory: ", std::strerror(errno)));
+  if (ftruncate(fd.get(), plan.bytes) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat(plan.bytes, " bytes for the dense weights"));
   }
   {
     ASSIGN_OR_RETURN(const Mapping mapping,
-                     Mapping::Create(fd.get(), plan.bytes, PROT_READ | PROT_WRITE, 0));
+                     Mapping::Create(fd.get(), plan.bytes, PROT_READ | PROT_WRITE));
     RETURN_IF_ERROR(Fill(source, plan, progress, mapping.data()));
     Header header{.magic = {}, .bytes = plan.bytes, .geometry = GeometryHash(plan)};
     std::memcpy(header.magic, kMagic, sizeof(kMagic));
