@@ -9,7 +9,9 @@
 #include "nlohmann/json.hpp"
 
 #include "base/status_macros.h"
+#include "coordinator/cluster/placement.h"
 #include "kernels/cpu/backend.h"
+#include "model/budget.h"
 #include "model/tensors.h"
 #include "worker/load/checkpoint.h"
 #include "worker/load/loader.h"
@@ -17,45 +19,19 @@
 namespace shoal {
 namespace {
 
-struct Sizes {
-  int64_t dense_stored = 0;
-  int64_t expert_stored = 0;  // One expert in all layers
-  int64_t dense_parameters = 0;
-  int64_t expert_parameters = 0;  // One expert in all layers
-};
-
-// Elements that are numbers of the model: an MXFP4 code byte is two, a scale none.
-int64_t Parameters(const ModelTensor& tensor) {
-  switch (tensor.kind) {
-    case TensorKind::kGateUpCodes:
-    case TensorKind::kDownCodes:
-      return 2 * tensor.num_elements();
-    case TensorKind::kGateUpScales:
-    case TensorKind::kDownScales:
-      return 0;
-    default:
-      return tensor.num_elements();
+// How many experts the coordinator gives to each rank of a fresh cell on one host.
+absl::StatusOr<std::vector<int32_t>> ExpertsPerRank(const ModelConfig& config,
+                                                    const InspectArgs& args) {
+  const std::vector<PlacementSite> sites(
+      static_cast<size_t>(args.workers),
+      {.host = "", .max_experts = config.num_experts, .experts = {}});
+  ASSIGN_OR_RETURN(const Placement placement,
+                   PlaceExperts(sites, config.num_experts, args.copies, PlacementGoal::kBalanced));
+  std::vector<int32_t> counts(sites.size());
+  for (const std::vector<int32_t>& ranks : placement) {
+    for (const int32_t rank : ranks) ++counts[static_cast<size_t>(rank)];
   }
-}
-
-Sizes Measure(const ModelConfig& config) {
-  Sizes sizes;
-  for (const ModelTensor& tensor : ModelTensors(config)) {
-    if (ClassOf(tensor.kind) == TensorClass::kDense) {
-      sizes.dense_stored += tensor.bytes();
-      sizes.dense_parameters += Parameters(tensor);
-    } else {
-      sizes.expert_stored += tensor.bytes_per_expert();
-      sizes.expert_parameters += Parameters(tensor) / config.num_experts;
-    }
-  }
-  return sizes;
-}
-
-// Experts are balanced over the ranks to within one; the first ranks have the larger part.
-int32_t ExpertsOfRank(const ModelConfig& config, const InspectArgs& args, int rank) {
-  const int copies = config.num_experts * args.copies;
-  return copies / args.workers + (rank < copies % args.workers ? 1 : 0);
+  return counts;
 }
 
 std::string Grouped(int64_t number) {
@@ -118,7 +94,8 @@ void Print(const Inspection& i, const InspectArgs& args) {
 absl::StatusOr<Inspection> Inspect(const InspectArgs& args) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(args.dir));
   const ModelConfig& config = checkpoint->config();
-  const Sizes sizes = Measure(config);
+  const ModelBudget budget = MeasureModel(config);
+  ASSIGN_OR_RETURN(const std::vector<int32_t> experts_per_rank, ExpertsPerRank(config, args));
   const CpuBackend backend(CpuBackendOptions{.num_threads = 1});  // For its packed sizes
   const int64_t dense_resident = DenseSegmentBytes(config);
   const int64_t expert_resident = ExpertResidentBytes(config, backend);
@@ -131,22 +108,20 @@ absl::StatusOr<Inspection> Inspect(const InspectArgs& args) {
                     .num_tensors = checkpoint->num_tensors(),
                     .tensor_bytes = checkpoint->tensor_bytes()};
   for (const CheckpointFile& file : checkpoint->files()) result.file_bytes += file.reader.bytes();
-  result.num_parameters = sizes.dense_parameters + config.num_experts * sizes.expert_parameters;
-  result.num_active_parameters = sizes.dense_parameters - int64_t{config.vocab} * config.hidden +
-                                 config.experts_per_token * sizes.expert_parameters;
-  for (int rank = 0; rank < args.workers; ++rank) {
-    const int32_t experts = ExpertsOfRank(config, args, rank);
+  result.num_parameters = budget.parameters;
+  result.num_active_parameters = budget.active_parameters;
+  for (const int32_t experts : experts_per_rank) {
     result.ranks.push_back(
         {.num_experts = experts,
-         .bytes_read = checkpoint->bytes_read_by_open() + experts * sizes.expert_stored,
+         .bytes_read = checkpoint->bytes_read_by_open() + experts * budget.expert_bytes,
          .bytes_resident = experts * expert_resident});
     if (!args.has_shared_dense) {
-      result.ranks.back().bytes_read += sizes.dense_stored;
+      result.ranks.back().bytes_read += budget.dense_bytes;
       result.ranks.back().bytes_resident += dense_resident;
     }
   }
   if (args.has_shared_dense) {
-    result.parent_bytes_read = checkpoint->bytes_read_by_open() + sizes.dense_stored;
+    result.parent_bytes_read = checkpoint->bytes_read_by_open() + budget.dense_bytes;
     result.parent_bytes_resident = dense_resident;
   }
   return result;
