@@ -203,16 +203,17 @@ void Cell::Configure() {
     // The rest it may drop as soon as it is ready, which it may be before we hear of it.
     worker.held = layout_.Share(rank);
     message.rank = Rank{static_cast<int32_t>(rank)};
-    message.num_full_blocks = worker.num_full_blocks;
-    message.num_window_blocks = worker.num_window_blocks;
+    const KvSpace& space = homes_.at(layout_.ranks[rank]).scheduler->space();
+    message.num_full_blocks = space.full().num_blocks();
+    message.num_window_blocks = space.window_blocks().num_blocks();
     fleet_->Send(layout_.ranks[rank], message);
   }
   fleet_->Say(absl::StrCat(
       "cell ", id_.value, ": epoch ", epoch_.value, " with ", layout_.ranks.size(), " workers"));
 }
 
-// Every rank of the layout gets a home. One whose number of blocks has changed begins anew: its
-// worker may have moved its memory.
+// Every rank of the layout gets a home. One whose worker has fewer blocks than before begins anew;
+// more are taken up when there is nothing to lose by it.
 void Cell::BuildHomes() {
   const CoordinatorOptions& options = fleet_->options;
   for (const WorkerId id : layout_.ranks) {
@@ -220,11 +221,11 @@ void Cell::BuildHomes() {
     Home& home = homes_[id];
     if (home.scheduler != nullptr) {
       home.scheduler->RewindAll();
-      const KvSpace& space = home.scheduler->space();
-      if (space.full().num_blocks() == worker.num_full_blocks &&
-          space.window_blocks().num_blocks() == worker.num_window_blocks) {
-        continue;
-      }
+      const int32_t full = home.scheduler->space().full().num_blocks();
+      const int32_t window = home.scheduler->space().window_blocks().num_blocks();
+      const bool fits = full <= worker.num_full_blocks && window <= worker.num_window_blocks;
+      const bool is_equal = full == worker.num_full_blocks && window == worker.num_window_blocks;
+      if (is_equal || (fits && home.scheduler->num_sequences() > 0)) continue;
       home.scheduler->Evict();
       for (Sequence* s : home.scheduler->TakeDeparted()) departed_.push_back(s);
       num_past_preemptions_ += home.scheduler->num_preemptions();

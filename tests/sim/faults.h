@@ -106,7 +106,7 @@ inline Scene DrawScene(Prng* prng) {
   options.retention = absl::Seconds(1000);
 
   // From "one long sequence just fits" to plenty.
-  scene.num_full_blocks = draw32(12, 60);
+  scene.num_full_blocks = draw32(14, 60);
   scene.num_window_blocks = draw32(8, 60);
   // From "all workers of a cell together hold one copy" to "each holds everything".
   const int32_t least =

@@ -33,10 +33,12 @@ std::vector<FromWorker> SimWorker::Receive(const ToWorker& message) {
 }
 
 ExpertsLoaded SimWorker::FinishLoad(const LoadExperts& request) {
+  // Memory beside the experts is for blocks: the more of those, the fewer of these.
+  const int32_t fewer = static_cast<int32_t>(request.experts.size()) % 3;
   ExpertsLoaded answer{.cell = request.cell,
                        .placement_version = request.placement_version,
-                       .num_full_blocks = options_.num_full_blocks,
-                       .num_window_blocks = options_.num_window_blocks};
+                       .num_full_blocks = options_.num_full_blocks - fewer,
+                       .num_window_blocks = options_.num_window_blocks - fewer};
   if (static_cast<int32_t>(request.experts.size()) > options_.max_experts) {
     answer.status = absl::ResourceExhaustedError("no memory for so many experts");
   } else {
@@ -88,11 +90,6 @@ void SimWorker::Leave() {
   epoch_.reset();
   plans_.clear();
   last_result_.reset();
-}
-
-void SimWorker::Relink() {
-  Leave();
-  records_ = Records();
 }
 
 std::optional<FromWorker> SimWorker::Obey(const Abort& message) {

@@ -40,8 +40,6 @@ class SimWorker {
   void ExchangeBuilt();
   // A step, or building the exchange, failed, or the link is gone: nothing of the epoch is obeyed.
   void Leave();
-  // A new link: records begin anew, as the coordinator's books do.
-  void Relink();
 
   // The plan to run next, if any. Run it: the result of a good step.
   const StepPlan* next_plan() const { return plans_.empty() ? nullptr : &plans_.front(); }

@@ -163,7 +163,7 @@ void Simulator::CheckBooks() {
       if (worker.full_blocks == 0) continue;
       const bool fits = worker.full_blocks_used >= 0 &&
                         worker.full_blocks_used + worker.full_blocks_cached <= worker.full_blocks;
-      if (!fits || worker.full_blocks != scene_.num_full_blocks)
+      if (!fits || worker.full_blocks > scene_.num_full_blocks)
         Violate("books: blocks do not add up");
       if (worker.sequences == 0 && worker.full_blocks_used + worker.window_blocks_used > 0) {
         Violate("books: blocks are held though no sequence is there");
@@ -211,7 +211,7 @@ void Simulator::Crash(WorkerId id) {
 void Simulator::Dial(WorkerId id) {
   Host& host = hosts_.at(id);
   if (host.worker == nullptr || host.link.number != 0) return;
-  host.worker->Relink();
+  host.worker->Leave();
   host.running = StepId{};
   host.link = {.number = ++last_link_, .last_down = now_, .last_up = now_};
   const std::string host_name = absl::StrCat("host", id.value / 2);
