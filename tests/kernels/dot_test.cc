@@ -507,7 +507,7 @@ TEST_P(EpilogueTest, SwiGluIsTheFormulaRoundedToBf16) {
 TEST_P(EpilogueTest, HasTheBitsOfPlainCpp) {
   Prng prng(43);
   const DotTable& plain = GetDotTable(CpuIsa::kScalar);
-  for (const size_t count : {1, 15, 16, 17, 32, 1'000}) {
+  for (const size_t count : {1u, 15u, 16u, 17u, 32u, 1'000u}) {
     std::vector<float> sums;
     std::vector<float> bias;
     for (size_t i = 0; i < 2 * count; ++i) {
@@ -535,6 +535,16 @@ TEST_P(EpilogueTest, HasTheBitsOfPlainCpp) {
       EXPECT_EQ(std::memcmp(expected_f32.data(), got_f32.data(), sums.size() * sizeof(float)), 0);
     }
   }
+}
+
+TEST_P(EpilogueTest, ReadBytesReadsEveryCacheLine) {
+  std::vector<std::byte> memory(2 * 4'096, std::byte{0});
+  for (size_t line = 0; line < memory.size(); line += 64) {
+    memory[line + line / 64 % 64] = std::byte{1};
+    EXPECT_NE(dot().read_bytes(memory.data(), static_cast<int64_t>(memory.size())), 0) << line;
+    memory[line + line / 64 % 64] = std::byte{0};
+  }
+  EXPECT_EQ(dot().read_bytes(memory.data(), static_cast<int64_t>(memory.size())), 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, EpilogueTest, testing::ValuesIn(Isas()), IsaName);
