@@ -125,7 +125,7 @@ TEST_P(ExchangeTest, BringsEveryRowToItsExpertsAndHome) {
     }
     for (int32_t turn = 0; turn < 4; ++turn) {
       sizes.push_back(cycle);
-      std::ranges::rotate(cycle, cycle.begin() + 1);
+      std::rotate(cycle.begin(), cycle.begin() + 1, cycle.end());
     }
     sizes.push_back(std::vector<int32_t>(static_cast<size_t>(num_ranks), 33));
     sizes.push_back(std::vector<int32_t>(static_cast<size_t>(num_ranks), 0));
