@@ -80,7 +80,7 @@ void PrintSummary(const SyntheticCheckpoint& checkpoint) {
               tensors.size(),
               static_cast<long long>(bytes),
               checkpoint.is_plan_only ? " (planned: the data is a hole of zeros)" : "");
-  if (SyntheticTokenizerJson(checkpoint.config.vocab).empty()) {
+  if (checkpoint.config.eos_token_ids.empty()) {
     std::printf("no tokenizer.json: %d ids are too few for text, 107 would do\n",
                 checkpoint.config.vocab);
   }

@@ -118,8 +118,14 @@ std::vector<Special> Specials(int vocab) {
   return specials;
 }
 
+// Spelled bytes hold no control characters, so two escapes are all.
 std::string Quoted(const std::string& text) {
-  return nlohmann::json(text).dump();
+  std::string quoted = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') quoted += '\\';
+    quoted += c;
+  }
+  return quoted + '"';
 }
 
 std::string ByteLevel(bool prefix, bool trim, bool regex) {
