@@ -1,12 +1,10 @@
 #include "worker/exchange/suspects.h"
 
 #include <algorithm>
-#include <optional>
 #include <string>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 
