@@ -256,7 +256,6 @@ void Cell::OnReady(WorkerId worker, const Ready& message) {
   state_ = EpochState::kRunning;
   has_run_ = true;
   why_waiting_.clear();
-  for (auto& [id, home] : homes_) home.scheduler->CountEpoch();
   Retarget();
 }
 
@@ -490,6 +489,7 @@ void Cell::Admit(size_t home, Sequence* sequence) {
   CHECK(state_ == EpochState::kRunning);
   const WorkerId id = layout_.ranks[home];
   const bool is_return = sequence->home == id && sequence->is_record_current;
+  CountEpochs(sequence);
   sequence->cell = id_;
   sequence->home = id;
   sequence->is_record_current = true;
@@ -505,6 +505,15 @@ void Cell::Admit(size_t home, Sequence* sequence) {
                             .envelope = sequence->envelope});
   }
   homes_.at(id).scheduler->Admit(sequence);
+}
+
+// Epoch changes while it waited for a new home count too; coming from another cell is one.
+void Cell::CountEpochs(Sequence* sequence) const {
+  if (sequence->epoch_mark >= 0) {
+    const bool is_here = sequence->cell == id_;
+    sequence->epochs += is_here ? static_cast<int32_t>(num_epochs_ - sequence->epoch_mark) : 1;
+  }
+  sequence->epoch_mark = num_epochs_;
 }
 
 void Cell::End(Sequence* sequence) {

@@ -63,6 +63,8 @@ class Cell {
 
   // Sequences. `home` is an index into homes().
   void Admit(size_t home, Sequence* sequence);
+  // Brings its count of epoch changes up to date.
+  void CountEpochs(Sequence* sequence) const;
   void End(Sequence* sequence);
   // The record is not needed any more.
   void Forget(WorkerId worker, SequenceId sequence);

@@ -246,6 +246,7 @@ void Coordinator::Impl::Finish(FinishReason reason,
                                int32_t c) {
   Choice& choice = request->choices[static_cast<size_t>(c)];
   Sequence& sequence = sequences_.at(choice.sequence);
+  if (sequence.epoch_mark >= 0) cells_.at(sequence.cell).CountEpochs(&sequence);
   choice.timings.preemptions = sequence.preemptions;
   choice.timings.epochs = sequence.epochs;
   if (request->num_unfinished == 1) ++num_finished_;

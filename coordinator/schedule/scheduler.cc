@@ -155,10 +155,6 @@ void Scheduler::RewindAll() {
   for (Sequence* sequence : leaving) Depart(sequence);
 }
 
-void Scheduler::CountEpoch() {
-  for (const auto& [id, sequence] : sequences_) ++sequence->epochs;
-}
-
 Sequence* Scheduler::Find(SequenceId sequence) const {
   const auto found = sequences_.find(sequence);
   return found == sequences_.end() ? nullptr : found->second;

@@ -50,9 +50,6 @@ class Scheduler {
   // lost epoch may make positions in flight run again.
   void RewindAll();
 
-  // A new epoch has begun to run.
-  void CountEpoch();
-
   // Null if it is not here.
   Sequence* Find(SequenceId sequence) const;
 

@@ -60,7 +60,8 @@ struct Sequence {
 
   // Life so far.
   int32_t preemptions = 0;
-  int32_t epochs = 0;
+  int32_t epochs = 0;       // Epoch changes, up to epoch_mark
+  int64_t epoch_mark = -1;  // Epochs that its cell had had by then; -1: never admitted
 
   // Positions with K/V when it is finished: the last output token is never computed.
   int32_t max_positions() const { return std::max(prompt_length, max_length - 1); }
