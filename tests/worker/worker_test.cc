@@ -27,18 +27,18 @@ constexpr absl::Duration kPatience = absl::Seconds(30);
 constexpr CellId kCell{3};
 constexpr SequenceId kSequence{11};
 
-// What one exchange does when it is used, and what was done to it.
+// What an exchange does when it is used, and what was done to it: all under the mutex.
 struct Script {
   absl::Mutex mutex;
-  absl::Status create;                         // What Create returns, if not OK
-  bool create_blocks = false;                  // Until AbortCreate
-  absl::Status dispatch;                       // What Dispatch returns, if not OK
-  bool dispatch_blocks = false;                // Until Abort
-  int num_blocked ABSL_GUARDED_BY(mutex) = 0;  // In Create or Dispatch
-  int num_created ABSL_GUARDED_BY(mutex) = 0;
-  int num_alive ABSL_GUARDED_BY(mutex) = 0;
-  bool create_aborted ABSL_GUARDED_BY(mutex) = false;
-  std::vector<Epoch> epochs ABSL_GUARDED_BY(mutex);
+  absl::Status create;           // What Create returns, if not OK
+  bool create_blocks = false;    // Until AbortCreate
+  absl::Status dispatch;         // What Dispatch returns, if not OK
+  bool dispatch_blocks = false;  // Until Abort
+  int num_blocked = 0;           // In Create or Dispatch
+  int num_created = 0;
+  int num_alive = 0;
+  bool create_aborted = false;
+  std::vector<Epoch> epochs;
 
   void AwaitBlocked() {
     absl::MutexLock lock(&mutex);
