@@ -217,7 +217,7 @@ TEST_P(ExchangeFaultTest, SurvivorsNameTheKilledAndFormTheNextEpoch) {
         EXPECT_EQ(report.epoch, epoch);
         EXPECT_EQ(report.code, absl::StatusCode::kUnavailable);
         EXPECT_EQ(report.suspects, 1u << victim) << "reported by " << report.worker;
-        EXPECT_LT(report.ended - killed, 1'000'000'000);
+        EXPECT_LT(report.ended - killed, 3'000'000'000);
       }
       processes.Tell(Epoch(++epoch, alive));
     }
@@ -245,7 +245,7 @@ TEST_P(ExchangeFaultTest, AFrozenWorkerCostsTheDeadlineAndDisturbsNobodyWhenItTh
       EXPECT_TRUE(report.suspects & (1u << victim));
       is_named_alone |= report.suspects == 1u << victim;
       EXPECT_GE(report.ended - report.began, 399'000'000);
-      EXPECT_LT(report.ended - report.began, 800'000'000);
+      EXPECT_LT(report.ended - report.began, 2'000'000'000);
     }
     EXPECT_TRUE(is_named_alone);
 
@@ -283,7 +283,7 @@ TEST_P(ExchangeFaultTest, DeathDuringCreateEndsItForAll) {
       EXPECT_TRUE(report.code == absl::StatusCode::kUnavailable ||
                   report.code == absl::StatusCode::kDeadlineExceeded)
           << static_cast<int>(report.code);
-      EXPECT_LT(report.ended - report.began, 1'000'000'000);
+      EXPECT_LT(report.ended - report.began, 3'000'000'000);
       // Not always the victim: who gives up first leaves, and then looks dead to the next one.
       EXPECT_NE(report.suspects, 0u);
     }
