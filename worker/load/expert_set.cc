@@ -94,23 +94,21 @@ int64_t StoredBytes(const Projection& p, ExpertStorage storage) {
   return CodeBytes(p, storage) + ScaleBytes(p, storage) + p.out * 2;
 }
 
-absl::StatusOr<Stored> ReadStored(const WeightSource& source,
-                                  const Projection& p,
-                                  int layer,
-                                  int64_t expert) {
+// Overwrites `stored`, whose memory is used again: fresh pages cost as much as the reading.
+absl::Status ReadStored(
+    const WeightSource& source, const Projection& p, int layer, int64_t expert, Stored* stored) {
   const ExpertStorage storage = source.config().storage;
-  Stored stored{.codes = std::vector<std::byte>(static_cast<size_t>(CodeBytes(p, storage))),
-                .scales = std::vector<uint8_t>(static_cast<size_t>(ScaleBytes(p, storage))),
-                .bias = std::vector<float>(static_cast<size_t>(p.out))};
+  stored->codes.resize(static_cast<size_t>(CodeBytes(p, storage)));
+  stored->scales.resize(static_cast<size_t>(ScaleBytes(p, storage)));
+  stored->bias.resize(static_cast<size_t>(p.out));
   RETURN_IF_ERROR(
-      source.Read(TensorName(p.codes, layer), expert * std::ssize(stored.codes), stored.codes));
-  if (!stored.scales.empty()) {
+      source.Read(TensorName(p.codes, layer), expert * std::ssize(stored->codes), stored->codes));
+  if (!stored->scales.empty()) {
     RETURN_IF_ERROR(source.Read(TensorName(p.scales, layer),
-                                expert * std::ssize(stored.scales),
-                                std::as_writable_bytes(std::span(stored.scales))));
+                                expert * std::ssize(stored->scales),
+                                std::as_writable_bytes(std::span(stored->scales))));
   }
-  RETURN_IF_ERROR(ReadWidened(source, TensorName(p.bias, layer), expert * p.out, stored.bias));
-  return stored;
+  return ReadWidened(source, TensorName(p.bias, layer), expert * p.out, stored->bias);
 }
 
 // Returns how many scales are out of the ordinary.
@@ -254,21 +252,24 @@ absl::Status DeviceExpertSet::Load(std::span<const ExpertId> missing,
   }
 
   LoadMeter meter(progress, total);
-  const auto read = [&](const Item& item) {
+  std::array<Stored, 2> buffers;  // One is read into while the other is repacked.
+  const auto read = [&](size_t i) {
     return std::async(
-        std::launch::async, [this, item, expert = items.empty() ? 0 : missing[item.local].value] {
-          return ReadStored(source_, projections_[item.projection], item.layer, expert);
+        std::launch::async,
+        [this, item = items[i], expert = missing[items[i].local], buffer = &buffers[i % 2]] {
+          return ReadStored(
+              source_, projections_[item.projection], item.layer, expert.value, buffer);
         });
   };
-  std::future<absl::StatusOr<Stored>> next;
-  if (!items.empty()) next = read(items.front());
+  std::future<absl::Status> next;  // Behind the buffers: its end waits for the reading thread.
+  if (!items.empty()) next = read(0);
   for (size_t i = 0; i < items.size(); ++i) {
-    ASSIGN_OR_RETURN(const Stored stored, next.get());
-    if (i + 1 < items.size()) next = read(items[i + 1]);
+    RETURN_IF_ERROR(next.get());
+    if (i + 1 < items.size()) next = read(i + 1);
     const Item& item = items[i];
     const Projection& projection = projections_[item.projection];
     RETURN_IF_ERROR(
-        Place(stored, projection, item.layer, missing[item.local], (*slabs)[item.local]));
+        Place(buffers[i % 2], projection, item.layer, missing[item.local], (*slabs)[item.local]));
     RETURN_IF_ERROR(meter.Add(StoredBytes(projection, config.storage)));
   }
   return absl::OkStatus();
