@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <memory>
 
 #include "absl/strings/str_cat.h"
 
@@ -34,7 +33,6 @@ BlockCounts BlocksThatFit(const ModelConfig& config,
                           int64_t bytes,
                           int32_t num_sequences,
                           int32_t chunk) {
-  constexpr int64_t kMostBlocks = (int64_t{1} << 30) / kBlockTokens - 1;
   const int64_t full_bytes = FullBlockBytes(config);
   const int64_t window_bytes = WindowBlockBytes(config);
   const int64_t both = std::max<int64_t>(0, bytes) / (full_bytes + window_bytes);
@@ -44,8 +42,8 @@ BlockCounts BlocksThatFit(const ModelConfig& config,
       1;
   const int64_t window = std::min(both, enough_windows);
   const int64_t full = full_bytes == 0 ? both : (bytes - window * window_bytes) / full_bytes;
-  return {.full = static_cast<int32_t>(std::clamp<int64_t>(full, 0, kMostBlocks)),
-          .window = static_cast<int32_t>(std::min(window, kMostBlocks))};
+  return {.full = static_cast<int32_t>(std::clamp<int64_t>(full, 0, kMaxBlocks)),
+          .window = static_cast<int32_t>(std::min<int64_t>(window, kMaxBlocks))};
 }
 
 KvCache::KvCache(const ModelConfig& config, Backend* backend)
@@ -54,13 +52,15 @@ KvCache::KvCache(const ModelConfig& config, Backend* backend)
       layers_(static_cast<size_t>(config.num_layers), EmptyLayer(config)) {}
 
 KvCache::~KvCache() {
-  for (const KvLayer& layer : layers_) {
-    if (layer.data != nullptr) backend_->Free(layer.data, Bytes(layer));
-  }
+  Free();
 }
 
-int64_t KvCache::WantedBlocks(size_t layer, const BlockCounts& counts) const {
-  return config_.is_window_layer[layer] ? counts.window : counts.full;
+void KvCache::Free() {
+  for (KvLayer& layer : layers_) {
+    if (layer.data != nullptr) backend_->Free(layer.data, Bytes(layer));
+    layer = EmptyLayer(config_);
+  }
+  counts_ = {};
 }
 
 int64_t KvCache::bytes() const {
@@ -69,38 +69,19 @@ int64_t KvCache::bytes() const {
 
 absl::Status KvCache::Resize(const BlockCounts& counts) {
   if (counts == counts_) return absl::OkStatus();
-  std::vector<KvLayer> resized = layers_;
-  for (size_t i = 0; i < resized.size(); ++i) {
-    KvLayer& layer = resized[i];
-    layer.num_blocks = WantedBlocks(i, counts);
-    if (layer.num_blocks == layers_[i].num_blocks) continue;
-    layer.data = layer.num_blocks == 0 ? nullptr : backend_->Allocate(Bytes(layer));
-    if (layer.num_blocks == 0 || layer.data != nullptr) continue;
-    for (size_t j = 0; j < i; ++j) {
-      if (resized[j].data != layers_[j].data) backend_->Free(resized[j].data, Bytes(resized[j]));
-    }
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "no memory for ",
-        counts.full * FullBlockBytes(config_) + counts.window * WindowBlockBytes(config_),
-        " bytes of K/V: give --kv-tokens or more --memory"));
-  }
-  for (size_t i = 0; i < resized.size(); ++i) {
-    if (resized[i].num_blocks == layers_[i].num_blocks) continue;
-    const size_t kept = std::min(Bytes(resized[i]), Bytes(layers_[i]));
-    if (kept > 0) {
-      // Through host memory in pieces: a backend copies to and from the host only.
-      constexpr size_t kPiece = size_t{1} << 20;
-      const auto piece = std::make_unique<std::byte[]>(std::min(kept, kPiece));
-      for (size_t at = 0; at < kept; at += kPiece) {
-        const size_t size = std::min(kPiece, kept - at);
-        backend_->Read(piece.get(), static_cast<const std::byte*>(layers_[i].data) + at, size);
-        backend_->Write(static_cast<std::byte*>(resized[i].data) + at, piece.get(), size);
-      }
-    }
-    if (layers_[i].data != nullptr) backend_->Free(layers_[i].data, Bytes(layers_[i]));
-  }
-  layers_ = std::move(resized);
+  Free();  // First: there may not be room for both.
   counts_ = counts;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    KvLayer& layer = layers_[i];
+    layer.num_blocks = config_.is_window_layer[i] ? counts.window : counts.full;
+    if (layer.num_blocks == 0) continue;
+    layer.data = backend_->Allocate(Bytes(layer));
+    if (layer.data != nullptr) continue;
+    const int64_t wanted = bytes();
+    Free();
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no memory for ", wanted, " bytes of K/V: give fewer --kv-tokens or more --memory"));
+  }
   return absl::OkStatus();
 }
 

@@ -20,6 +20,9 @@ struct BlockCounts {
   friend bool operator==(const BlockCounts&, const BlockCounts&) = default;
 };
 
+// Of one kind; so that a slot (block * kBlockTokens + offset) is an int32.
+inline constexpr int32_t kMaxBlocks = (1 << 30) / kBlockTokens - 1;
+
 // Bytes of one block across all full layers, and across all window layers.
 int64_t FullBlockBytes(const ModelConfig& config);
 int64_t WindowBlockBytes(const ModelConfig& config);
@@ -41,8 +44,9 @@ class KvCache {
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
-  // Blocks that exist before and after keep their contents: survivors of a lost rank go on with
-  // what they have. kResourceExhausted, naming the bytes: there is not enough memory; unchanged.
+  // With the counts it has: nothing changes, and the survivors of a lost rank go on with what they
+  // computed. With others all blocks are new, zeroed. kResourceExhausted, naming the bytes: there
+  // is too little memory; then there are no blocks.
   absl::Status Resize(const BlockCounts& counts);
 
   KvLayer layer(int layer) const { return layers_[static_cast<size_t>(layer)]; }
@@ -52,7 +56,7 @@ class KvCache {
   int64_t bytes() const;
 
  private:
-  int64_t WantedBlocks(size_t layer, const BlockCounts& counts) const;
+  void Free();
 
   const ModelConfig config_;
   Backend* const backend_;

@@ -48,13 +48,15 @@ absl::Status CheckMembership(const Configure& message, const ModelConfig& config
           absl::StrCat("expert ", e, " is not on ranks 0 to ", num_ranks - 1));
     }
   }
-  if (message.max_rows < 1 || message.num_full_blocks < 1 || message.num_window_blocks < 1) {
+  const auto [fewest, most] = std::minmax(message.num_full_blocks, message.num_window_blocks);
+  if (message.max_rows < 1 || fewest < 1 || most > kMaxBlocks) {
     return absl::InvalidArgumentError(absl::StrCat(message.max_rows,
                                                    " rows, ",
                                                    message.num_full_blocks,
                                                    " and ",
                                                    message.num_window_blocks,
-                                                   " blocks: all must be above 0"));
+                                                   " blocks: at least 1, blocks at most ",
+                                                   kMaxBlocks));
   }
   return absl::OkStatus();
 }
@@ -205,28 +207,51 @@ void Worker::Handle(LoadExperts& message) {
 }
 
 void Worker::Handle(const LoadAnswer& answer) {
-  const BlockCounts blocks = BlocksThatFit();
+  blocks_ = ChooseBlocks();
+  absl::Status status = answer.status;
+  if (status.ok() && (blocks_.full == 0 || blocks_.window == 0)) {
+    const int64_t weights = options_.dense_bytes + holdings_->progress().resident_bytes;
+    const int64_t least = Activations::Bytes(config_, kUsualSizes) + FullBlockBytes(config_) +
+                          WindowBlockBytes(config_);
+    status = absl::ResourceExhaustedError(absl::StrCat("too little memory: weights take ",
+                                                       weights,
+                                                       " bytes, a step and its K/V at least ",
+                                                       least,
+                                                       "; ",
+                                                       weights + least - options_.memory_bytes,
+                                                       " are missing"));
+  }
   send_(ExpertsLoaded{.cell = answer.request.cell,
                       .placement_version = answer.request.placement_version,
-                      .status = answer.status,
-                      .num_full_blocks = blocks.full,
-                      .num_window_blocks = blocks.window});
+                      .status = std::move(status),
+                      .num_full_blocks = blocks_.full,
+                      .num_window_blocks = blocks_.window});
 }
 
-BlockCounts Worker::BlocksThatFit() const {
-  const int64_t per_pair = FullBlockBytes(config_) + WindowBlockBytes(config_);
+// Other counts than before cost all K/V, so they change only if they must.
+BlockCounts Worker::ChooseBlocks() {
+  const int64_t full_bytes = FullBlockBytes(config_);
+  const int64_t window_bytes = WindowBlockBytes(config_);
   if (options_.kv_tokens > 0) {
-    // Bytes for so many blocks of both kinds; what the windows do not need is not asked for.
+    // So many blocks of either kind; what the windows do not need is not asked for.
     const int64_t blocks = (options_.kv_tokens + kBlockTokens - 1) / kBlockTokens;
-    BlockCounts counts =
-        shoal::BlocksThatFit(config_, blocks * per_pair, kUsualSequences, kUsualSizes.max_rows);
+    BlockCounts counts = BlocksThatFit(
+        config_, blocks * (full_bytes + window_bytes), kUsualSequences, kUsualSizes.max_rows);
     counts.full = static_cast<int32_t>(std::min<int64_t>(counts.full, blocks));
     return counts;
   }
-  const int64_t used = options_.dense_bytes + holdings_->progress().resident_bytes +
+  const int64_t experts = holdings_->progress().resident_bytes;
+  const int64_t room = options_.memory_bytes - options_.dense_bytes - experts -
                        Activations::Bytes(config_, kUsualSizes);
-  return shoal::BlocksThatFit(
-      config_, options_.memory_bytes - used, kUsualSequences, kUsualSizes.max_rows);
+  const bool is_chosen = blocks_.full > 0;
+  if (is_chosen && blocks_.full * full_bytes + blocks_.window * window_bytes <= room) {
+    return blocks_;
+  }
+  // Half as many experts again may come when a rank is lost; there are no more than all.
+  const int64_t other_experts = expert_bytes_ * config_.num_experts - experts;
+  const int64_t reserve = is_chosen ? 0 : std::min({experts / 2, other_experts, room / 2});
+  return BlocksThatFit(
+      config_, room - std::max<int64_t>(0, reserve), kUsualSequences, kUsualSizes.max_rows);
 }
 
 void Worker::Handle(const KeepRecord& message) {

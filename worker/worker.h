@@ -114,7 +114,7 @@ class Worker {
   absl::Status RunStep(const StepPlan& plan, absl::Time deadline, StepResult* result);
   absl::Status KeepSamples(const StepOutput& output, StepResult* result);
 
-  BlockCounts BlocksThatFit() const;
+  BlockCounts ChooseBlocks();
   void EndEpochs(const Abort& message);
   void EndEpochs(const Configure& message);
   void Interrupt() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -142,6 +142,7 @@ class Worker {
   DeviceArray<float> rope_;  // RopeTable of rope_positions_
   int32_t rope_positions_ = 0;
   KvCache kv_cache_;
+  BlockCounts blocks_;  // As last told to the coordinator
   std::unique_ptr<Activations> activations_;
   std::unique_ptr<EpochState> epoch_;  // Null outside of epochs
   StepResult last_result_;

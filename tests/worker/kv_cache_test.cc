@@ -39,25 +39,20 @@ TEST_F(KvCacheTest, LayersHaveTheBlocksOfTheirKind) {
   EXPECT_EQ(cache.bytes(), 5 * FullBlockBytes(config_) + 3 * WindowBlockBytes(config_));
 }
 
-TEST_F(KvCacheTest, BlocksSurviveGrowthAndShrinking) {
+TEST_F(KvCacheTest, EqualCountsKeepWhatIsThereOthersBeginAnew) {
   KvCache cache(config_, &backend_);
-  // 600 blocks of 8 KiB: contents travel in several pieces.
-  ASSERT_TRUE(cache.Resize({.full = 600, .window = 2}).ok());
-  const int64_t bytes = cache.layer(1).block_bytes();
-  std::memset(BlockOf(cache.layer(1), 0), 0x11, static_cast<size_t>(bytes));
-  std::memset(BlockOf(cache.layer(1), 555), 0x22, static_cast<size_t>(bytes));
-  std::memset(BlockOf(cache.layer(0), 1), 0x33, static_cast<size_t>(bytes));
-  for (const BlockCounts counts :
-       {BlockCounts{700, 9}, BlockCounts{556, 2}, BlockCounts{556, 2}, BlockCounts{2000, 2}}) {
-    ASSERT_TRUE(cache.Resize(counts).ok());
-    EXPECT_EQ(cache.counts(), counts);
-    EXPECT_EQ(static_cast<int>(BlockOf(cache.layer(1), 0)[bytes - 1]), 0x11);
-    EXPECT_EQ(static_cast<int>(BlockOf(cache.layer(1), 555)[0]), 0x22);
-    EXPECT_EQ(static_cast<int>(BlockOf(cache.layer(0), 1)[7]), 0x33);
-  }
+  ASSERT_TRUE(cache.Resize({.full = 6, .window = 2}).ok());
+  std::memset(BlockOf(cache.layer(1), 5), 0x22, 16);
+  std::memset(BlockOf(cache.layer(0), 1), 0x33, 16);
+  ASSERT_TRUE(cache.Resize({.full = 6, .window = 2}).ok());
+  EXPECT_EQ(static_cast<int>(BlockOf(cache.layer(1), 5)[15]), 0x22);
+  EXPECT_EQ(static_cast<int>(BlockOf(cache.layer(0), 1)[7]), 0x33);
+  ASSERT_TRUE(cache.Resize({.full = 7, .window = 2}).ok());
+  EXPECT_EQ(static_cast<int>(BlockOf(cache.layer(1), 5)[15]), 0);
+  EXPECT_EQ(static_cast<int>(BlockOf(cache.layer(0), 1)[7]), 0);
 }
 
-TEST_F(KvCacheTest, LackOfMemoryNamesTheBytesAndChangesNothing) {
+TEST_F(KvCacheTest, LackOfMemoryNamesTheBytesAndLeavesNothing) {
   // Grants a few layers, then nothing.
   class Poor final : public Backend {
    public:
@@ -129,9 +124,11 @@ TEST_F(KvCacheTest, LackOfMemoryNamesTheBytesAndChangesNothing) {
     EXPECT_NE(status.message().find(
                   std::to_string(8 * (FullBlockBytes(config_) + WindowBlockBytes(config_)))),
               absl::string_view::npos);
-    EXPECT_EQ(cache.counts(), (BlockCounts{4, 4}));
-    EXPECT_EQ(cache.layer(3).num_blocks, 4);
-    EXPECT_EQ(poor.num_held, 4);
+    EXPECT_EQ(cache.counts(), (BlockCounts{0, 0}));
+    EXPECT_EQ(cache.layer(3).num_blocks, 0);
+    EXPECT_EQ(poor.num_held, 0);
+    poor.num_grants = 4;
+    EXPECT_TRUE(cache.Resize({.full = 4, .window = 4}).ok());
   }
   EXPECT_EQ(poor.num_held, 0);
 }

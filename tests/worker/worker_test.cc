@@ -184,16 +184,21 @@ class WorkerTest : public testing::Test {
     auto dense = DenseSegment::Load(source_, [](int64_t, int64_t) { return true; });
     EXPECT_TRUE(dense.ok());
     dense_ = *std::move(dense);
+    MakeWorker({.id = WorkerId{5},
+                .incarnation = Incarnation{77},
+                .version = "1.2.3",
+                .host = "here",
+                .process = "pid 1",
+                .highest_term = {},
+                .memory_bytes = int64_t{1} << 30,
+                .dense_bytes = dense_->bytes(),
+                .kv_tokens = 1000});
+  }
+
+  void MakeWorker(WorkerOptions options) {
+    worker_.reset();
     worker_ = std::make_unique<Worker>(
-        WorkerOptions{.id = WorkerId{5},
-                      .incarnation = Incarnation{77},
-                      .version = "1.2.3",
-                      .host = "here",
-                      .process = "pid 1",
-                      .highest_term = {},
-                      .memory_bytes = int64_t{1} << 30,
-                      .dense_bytes = dense_->bytes(),
-                      .kv_tokens = 1000},
+        std::move(options),
         WorkerParts{.source = &source_,
                     .dense = &dense_->weights(),
                     .backend = &backend_,
@@ -347,6 +352,39 @@ TEST_F(WorkerTest, LoadedExpertsComeWithTheBlocksThatFitBesideThem) {
   EXPECT_GE(worker_->beat().resident_bytes, 3 * worker_->enrol().expert_bytes);
 }
 
+// Without kv_tokens the blocks are what the memory leaves; and they stay as many when a rank takes
+// over experts of a lost one, since with fewer all K/V would begin anew.
+TEST_F(WorkerTest, BlocksStayAsManyWhenExpertsOfALostRankAreAdded) {
+  WorkerOptions options{.id = WorkerId{6}, .incarnation = Incarnation{78}};
+  options.memory_bytes = int64_t{400} << 20;
+  MakeWorker(options);
+  const auto load = [this](int end) {
+    Tell(LoadExperts{.term = term_, .cell = kCell, .experts = Experts(0, end)});
+    return Hear<ExpertsLoaded>();
+  };
+  const ExpertsLoaded first = load(4);
+  const ExpertsLoaded second = load(6);
+  EXPECT_TRUE(second.status.ok());
+  EXPECT_GT(first.num_full_blocks, first.num_window_blocks);
+  EXPECT_EQ(second.num_full_blocks, first.num_full_blocks);
+  EXPECT_EQ(second.num_window_blocks, first.num_window_blocks);
+  const int64_t kv = first.num_full_blocks * FullBlockBytes(source_.config()) +
+                     first.num_window_blocks * WindowBlockBytes(source_.config());
+  const int64_t weights = worker_->beat().resident_bytes;
+  EXPECT_LT(kv + weights, options.memory_bytes);
+  EXPECT_GT(kv, options.memory_bytes / 4);
+}
+
+TEST_F(WorkerTest, TooLittleMemoryIsToldInBytes) {
+  WorkerOptions options{.id = WorkerId{6}, .incarnation = Incarnation{78}};
+  options.memory_bytes = 1'000'000;
+  MakeWorker(options);
+  Tell(LoadExperts{.term = term_, .cell = kCell, .experts = Experts(0, 8)});
+  const ExpertsLoaded loaded = Hear<ExpertsLoaded>();
+  EXPECT_EQ(loaded.status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(loaded.status.message()), HasSubstr("are missing"));
+}
+
 TEST_F(WorkerTest, ImpossibleExpertsAreRefused) {
   for (const std::vector<ExpertId>& experts : {std::vector<ExpertId>{ExpertId{8}},
                                                std::vector<ExpertId>{ExpertId{-1}},
@@ -476,6 +514,7 @@ TEST_F(WorkerTest, ImpossibleMembershipsAreRefused) {
   expect_refusal([](Configure* c) { c->max_rows = 0; });
   expect_refusal([](Configure* c) { c->num_full_blocks = 0; });
   expect_refusal([](Configure* c) { c->num_window_blocks = -1; });
+  expect_refusal([](Configure* c) { c->num_full_blocks = kMaxBlocks + 1; });
 }
 
 TEST_F(WorkerTest, ABadPlanIsAnErrorAndEndsTheEpoch) {
@@ -610,10 +649,9 @@ TEST_F(WorkerTest, CachedPositionsSurviveAnEpoch) {
   Hear<StepResult>();
   Tell(Plan(1, 2, 12, 1));
   const TokenId expected = Hear<StepResult>().tokens.at(0).token;
-  Configure larger = MakeConfigure(2, 1, 8, 3);
-  larger.num_full_blocks = 20;
-  larger.max_rows = 128;
-  Tell(larger);
+  Configure other = MakeConfigure(2, 1, 8, 3);
+  other.max_rows = 128;
+  Tell(other);
   EXPECT_TRUE(Hear<Ready>().status.ok());
   Tell(Plan(2, 3, 12, 1));  // Once more: from the accepted length
   const StepResult result = Hear<StepResult>();
