@@ -145,17 +145,6 @@ void AddClusterOptions(CLI::App& app, ClusterOptions* options, bool model_is_req
       ->group(group);
 }
 
-absl::StatusOr<ModelConfig> DummyConfig(const ClusterOptions& options) {
-  if (options.model == "tiny") return ModelConfig::Tiny();
-  if (options.model == "20b") return ModelConfig::GptOss20b();
-  if (options.model == "120b") return ModelConfig::GptOss120b();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--load-format dummy: \"",
-                   options.model,
-                   "\" is neither a folder with config.json nor one of "
-                   "tiny, 20b, 120b"));
-}
-
 int ThreadsPerWorker(const ClusterOptions& options) {
   if (options.threads > 0) return options.threads;
   return std::max(1, static_cast<int>(UsableCpus().size()) / options.workers);

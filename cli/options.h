@@ -11,7 +11,6 @@
 #include "absl/strings/string_view.h"
 
 #include "base/ids.h"
-#include "model/config.h"
 
 namespace shoal {
 
@@ -53,9 +52,6 @@ struct ClusterOptions {
 
 // Declares the options above on `app`. `model_is_required`: not for clients of a running server.
 void AddClusterOptions(CLI::App& app, ClusterOptions* options, bool model_is_required);
-
-// The config of the model that `options` name: of the checkpoint, or of the dummy geometry.
-absl::StatusOr<ModelConfig> DummyConfig(const ClusterOptions& options);
 
 // Threads of one worker: as asked for, else the host's cores divided among the workers, at least 1.
 int ThreadsPerWorker(const ClusterOptions& options);

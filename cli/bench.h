@@ -1,0 +1,9 @@
+// The subcommand `shoal bench`; see its --help.
+#pragma once
+
+namespace shoal {
+
+// argv[0] is the subcommand's name. Returns the exit code.
+int RunBench(int argc, char** argv);
+
+}  // namespace shoal
