@@ -24,9 +24,9 @@ struct PlanEntry {
   int32_t first_position = 0;
   int32_t num_positions = 0;
   // Block tables, sent as increments: entries from block index `first_block` on are replaced by
-  // these; earlier ones stay as this epoch's previous plans left them. Index b covers positions [b
-  // * kPlanBlockTokens, (b + 1) * kPlanBlockTokens). Both lists have the same length; a window block that
-  // no position of this or a later step can see is kNoBlock.
+  // these; earlier ones stay as this epoch's previous plans left them. Index b covers the
+  // positions from b * kPlanBlockTokens on. Both lists have the same length; a window block that no
+  // position of this or a later step can see is kNoBlock.
   int32_t first_block = 0;
   std::vector<BlockId> full_blocks;
   std::vector<BlockId> window_blocks;
