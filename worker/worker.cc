@@ -80,11 +80,7 @@ Worker::Worker(WorkerOptions options, WorkerParts parts)
       kv_cache_(config_, &backend_),
       seen_term_(options_.highest_term) {
   beat_ = {.highest_term = options_.highest_term, .phase = "enrolled"};
-  holdings_ = std::make_unique<Holdings>(
-      std::move(parts.experts), [this](const LoadExperts& request, absl::Status status) {
-        queue_.Push(LoadAnswer{.request = request, .status = std::move(status)},
-                    absl::InfiniteFuture());  // Ends when the queue closes.
-      });
+  holdings_ = std::make_unique<Holdings>(std::move(parts.experts));
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -203,7 +199,10 @@ void Worker::Handle(LoadExperts& message) {
                              .status = absl::InvalidArgumentError(absl::StrCat(
                                  "experts must rise within 0 to ", config_.num_experts - 1))});
   }
-  holdings_->Load(std::move(message));
+  holdings_->Load(experts, [this, message](absl::Status status) {
+    queue_.Push(LoadAnswer{.request = message, .status = std::move(status)},
+                absl::InfiniteFuture());  // Ends when the queue closes.
+  });
 }
 
 void Worker::Handle(const LoadAnswer& answer) {

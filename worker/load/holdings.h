@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
@@ -15,7 +16,6 @@
 #include "absl/synchronization/mutex.h"
 
 #include "base/ids.h"
-#include "proto/cluster.h"
 #include "worker/load/loader.h"
 #include "worker/weights.h"
 
@@ -34,7 +34,7 @@ absl::StatusOr<HeldExperts> SelectExperts(const HeldExperts& held, std::span<con
 // Owns the loading thread, which alone uses the ExpertSet and its backend. Thread-safe.
 //
 // What stays in memory: the experts in use, those of the newest request, and those of requests that
-// are not answered yet. Everything else goes with the next load.
+// are not done yet. Everything else goes with the next load.
 class Holdings {
  public:
   struct Progress {
@@ -44,18 +44,19 @@ class Holdings {
     int64_t resident_bytes = 0;
   };
 
-  // `answer` is called from the loading thread, once for each Load(), in order. After a failure the
-  // rank holds what it held before.
-  using Answer = std::function<void(const LoadExperts& request, absl::Status status)>;
+  // Called from the loading thread. After a failure the rank holds what it held before.
+  using Done = std::function<void(absl::Status status)>;
 
-  Holdings(std::unique_ptr<ExpertSet> experts, Answer answer);
-  // Cancels what is under way.
+  explicit Holdings(std::unique_ptr<ExpertSet> experts);
+  // Cancels what is under way; what has not begun is never done.
   ~Holdings();
 
   Holdings(const Holdings&) = delete;
   Holdings& operator=(const Holdings&) = delete;
 
-  void Load(LoadExperts request);
+  // Reads `experts` (rising) as far as they are missing. `done` is called once for each Load(), in
+  // order.
+  void Load(std::vector<ExpertId> experts, Done done);
 
   // The experts of an epoch, in use until the next call. kFailedPrecondition: one is not here.
   absl::StatusOr<HeldExperts> Use(std::vector<ExpertId> experts);
@@ -63,16 +64,20 @@ class Holdings {
   Progress progress() const;
 
  private:
+  struct Request {
+    std::vector<ExpertId> experts;
+    Done done;
+  };
+
   void Run();
   absl::Status Hold(std::span<const ExpertId> experts);
   void Prune() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::unique_ptr<ExpertSet> experts_;  // The loading thread's
-  const Answer answer_;
 
   mutable absl::Mutex mutex_;
-  std::vector<LoadExperts> requests_ ABSL_GUARDED_BY(mutex_);  // Not answered; the first is loading
-  std::vector<ExpertId> newest_ ABSL_GUARDED_BY(mutex_);       // Of the newest request
+  std::deque<Request> requests_ ABSL_GUARDED_BY(mutex_);  // Not done; the first is being loaded
+  std::vector<ExpertId> newest_ ABSL_GUARDED_BY(mutex_);  // Of the newest request
   std::vector<ExpertId> in_use_ ABSL_GUARDED_BY(mutex_);
   // What Use() may give away: no load drops any of it.
   HeldExperts held_ ABSL_GUARDED_BY(mutex_);

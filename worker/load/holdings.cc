@@ -1,4 +1,4 @@
-#include "worker/holdings.h"
+#include "worker/load/holdings.h"
 
 #include <algorithm>
 #include <iterator>
@@ -72,8 +72,8 @@ absl::StatusOr<HeldExperts> SelectExperts(const HeldExperts& held, std::span<con
   return selected;
 }
 
-Holdings::Holdings(std::unique_ptr<ExpertSet> experts, Answer answer)
-    : experts_(std::move(experts)), answer_(std::move(answer)), thread_([this] { Run(); }) {}
+Holdings::Holdings(std::unique_ptr<ExpertSet> experts)
+    : experts_(std::move(experts)), thread_([this] { Run(); }) {}
 
 Holdings::~Holdings() {
   {
@@ -83,10 +83,10 @@ Holdings::~Holdings() {
   thread_.join();
 }
 
-void Holdings::Load(LoadExperts request) {
+void Holdings::Load(std::vector<ExpertId> experts, Done done) {
   absl::MutexLock lock(&mutex_);
-  newest_ = request.experts;
-  requests_.push_back(std::move(request));
+  newest_ = experts;
+  requests_.push_back({.experts = std::move(experts), .done = std::move(done)});
   progress_.is_loading = true;
   Prune();  // A load that drops the rest may begin at once.
 }
@@ -105,8 +105,8 @@ Holdings::Progress Holdings::progress() const {
 
 void Holdings::Run() {
   while (true) {
-    LoadExperts request;
     std::vector<ExpertId> wanted;
+    Done done;
     {
       const auto has_news = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
         return is_stopping_ || !requests_.empty();
@@ -114,20 +114,20 @@ void Holdings::Run() {
       absl::MutexLock lock(&mutex_);
       mutex_.Await(absl::Condition(&has_news));
       if (is_stopping_) return;
-      request = requests_.front();
       wanted = in_use_;
-      for (const LoadExperts& waiting : requests_) wanted = Union(wanted, waiting.experts);
+      for (const Request& waiting : requests_) wanted = Union(wanted, waiting.experts);
     }
     absl::Status status = Hold(wanted);
     {
       absl::MutexLock lock(&mutex_);
-      requests_.erase(requests_.begin());
+      done = std::move(requests_.front().done);
+      requests_.pop_front();
       held_ = Copy(*experts_);
       Prune();
       progress_.is_loading = !requests_.empty();
       progress_.resident_bytes = experts_->resident_bytes();
     }
-    answer_(request, std::move(status));
+    done(std::move(status));
   }
 }
 
