@@ -2,8 +2,14 @@
 """`shoal logits` on the micro-model, from all three layouts, against float64 and against itself.
 
 The expected logits are those of an independent float64 implementation, saved as tests/golden/micro_model_{short,long}.npy:
-the 12 tokens and the 300 tokens below. Bound: 0.026, the error of OpenAI's own bf16 reference; argmax equal wherever the
-two best differ by at least 0.05. 1 worker and 4 workers over TCP must give the same bits.
+the 12 tokens and the 300 tokens below. 1 worker and 4 workers over TCP must give the same bits.
+
+Bounds. Short prompt, MXFP4: 0.026, the error of OpenAI's own bf16 reference; BF16 layout: 0.05 (bf16 between operations with
+exact products costs 0.032 by simulation). Argmax equal wherever the two best differ by at least 0.05.
+Long prompt: 300 positions x 4 layers meet routers whose 4th and 5th expert are closer than bf16 can tell. There any engine with
+bf16 activations may take the other expert: transformers in bf16 is off by up to 0.504 and by more than 0.026 at 95 positions.
+So the bound of 0.06 (transformers in bf16: 0.138) holds for the positions that are decided: float64's margin between 4th and 5th expert (saved as
+micro_model_long_gap.npy) is at least 0.01 there and at the 3 positions before, which the window shows. The mean holds for all.
 """
 import pathlib
 import subprocess
@@ -14,7 +20,10 @@ import numpy as np
 
 SHORT = [101, 16, 47, 28, 18, 71, 18, 49, 87, 101, 71, 77]
 LONG = [(i * i * 7 + i * 3 + 5) % 128 for i in range(300)]
-BOUND, MARGIN = 0.026, 0.05
+MARGIN = 0.05
+MEAN_BOUND = 0.0095
+SHORT_BOUND = {"hf": 0.026, "original": 0.026, "bf16": 0.05}
+LONG_BOUND = 0.06
 LAYOUTS = ["hf", "original", "bf16"]
 
 
@@ -24,16 +33,25 @@ def logits(shoal, model, tokens, out, *options):
     return np.load(out)
 
 
-def compare(name, ours, exact, bound=BOUND):
+def compare(name, ours, exact, bound, is_decided=None):
+    """Checks error and argmax at the decided positions (all, if not given) and the mean error at all of them."""
     assert ours.shape == exact.shape and ours.dtype == np.float32, (name, ours.shape, exact.shape, ours.dtype)
+    if is_decided is None:
+        is_decided = np.ones(len(exact), bool)
     error = np.abs(ours - exact)
     best = np.sort(exact, axis=1)
-    is_clear = best[:, -1] - best[:, -2] >= MARGIN
+    is_clear = (best[:, -1] - best[:, -2] >= MARGIN) & is_decided
     changed = (ours.argmax(axis=1) != exact.argmax(axis=1)) & is_clear
-    print(f"{name}: max error {error.max():.4f}, mean {error.mean():.5f}, argmax changes {changed.sum()} of "
-          f"{is_clear.sum()} clear positions")
-    assert error.max() <= bound, f"{name}: {error.max()} is above {bound}"
+    worst = error[is_decided].max()
+    print(f"{name}: {is_decided.sum()} of {len(exact)} positions decided: max error {worst:.4f}, argmax changes "
+          f"{changed.sum()} of {is_clear.sum()}; all positions: max {error.max():.4f}, mean {error.mean():.5f}")
+    assert worst <= bound, f"{name}: {worst} is above {bound}"
+    assert error.mean() <= MEAN_BOUND, f"{name}: mean {error.mean()} is above {MEAN_BOUND}"
     assert not changed.any(), f"{name}: argmax differs at positions {np.flatnonzero(changed)}"
+
+
+def decided(gap):
+    return np.array([gap[max(0, p - 3):p + 1].min() >= 0.01 for p in range(len(gap))])
 
 
 def main():
@@ -50,7 +68,11 @@ def main():
                 one = logits(shoal, model, tokens, out)
                 four = logits(shoal, model, tokens, out, "--workers", "4", "--exchange", "tcp", "--chunk", "7")
                 assert (one.view(np.uint32) == four.view(np.uint32)).all(), f"{layout} {name}: 4 workers differ from 1"
-                compare(f"{layout} {name}", one, exact)
+                if name == "short":
+                    compare(f"{layout} {name}", one, exact, SHORT_BOUND[layout])
+                else:
+                    gap = np.load(source / "tests/golden/micro_model_long_gap.npy")
+                    compare(f"{layout} {name}", one, exact, LONG_BOUND, decided(gap))
                 results[layout, name] = one
         for name in ("short", "long"):
             assert (results["hf", name] == results["original", name]).all(), "the MXFP4 layouts differ"

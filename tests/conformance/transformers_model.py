@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """transformers' GptOssForCausalLM reads what `shoal synth` writes, and agrees with `shoal logits`.
 
-fp32 arithmetic in transformers, so the difference is ours: within the bound of micro_model.py, also where the 300-token
-prompt crosses the window. Exit status 77 (skipped) without torch or transformers.
+transformers computes in fp32, so the difference is ours: the bounds of micro_model.py, also where the 300-token prompt
+crosses the window. Then in bf16: over the long prompt we must be at least as close to fp32, on average, as transformers' own
+bf16 is. Exit status 77 (skipped) without torch or transformers.
 """
 import pathlib
 import subprocess
@@ -22,18 +23,29 @@ def main():
     except ImportError as error:
         print(f"SKIPPED: {error}", file=sys.stderr)
         sys.exit(77)
-    shoal = sys.argv[1]
+    shoal, source = sys.argv[1], pathlib.Path(sys.argv[2])
+    gap = np.load(source / "tests/golden/micro_model_long_gap.npy")
+
+    def run(model, tokens, dtype):
+        theirs = GptOssForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
+        with torch.no_grad():
+            return theirs(torch.tensor([tokens])).logits[0].float().numpy()
+
     with tempfile.TemporaryDirectory() as work:
         for layout in ("bf16", "hf"):
             model = f"{work}/{layout}"
             subprocess.run([shoal, "synth", model, "--geometry", "tiny", "--layout", layout], check=True,
                            stdout=subprocess.DEVNULL)
-            theirs = GptOssForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
-            for name, tokens in (("short", micro_model.SHORT), ("long", micro_model.LONG)):
-                with torch.no_grad():
-                    expected = theirs(torch.tensor([tokens])).logits[0].float().numpy()
-                ours = micro_model.logits(shoal, model, tokens, f"{work}/logits.npy", "--workers", "2")
-                micro_model.compare(f"transformers {layout} {name}", ours, expected)
+            out = f"{work}/logits.npy"
+            expected = run(model, micro_model.SHORT, torch.float32)
+            ours = micro_model.logits(shoal, model, micro_model.SHORT, out, "--workers", "2")
+            micro_model.compare(f"{layout} short", ours, expected, micro_model.SHORT_BOUND[layout])
+            expected = run(model, micro_model.LONG, torch.float32)
+            ours = micro_model.logits(shoal, model, micro_model.LONG, out, "--workers", "2")
+            micro_model.compare(f"{layout} long", ours, expected, micro_model.LONG_BOUND, micro_model.decided(gap))
+            rounded = np.abs(run(model, micro_model.LONG, torch.bfloat16) - expected)
+            print(f"{layout} long, transformers in bf16: max {rounded.max():.4f}, mean {rounded.mean():.5f}")
+            assert np.abs(ours - expected).mean() <= rounded.mean()
 
 
 if __name__ == "__main__":
