@@ -18,6 +18,10 @@ constexpr absl::Duration kAssumedRowTime = absl::Milliseconds(10);
 // What a rank may take beyond the deadline of its exchanges until its answer is here: half.
 constexpr double kAnswerGrace = 1.5;
 
+// Ready may come so many times later than the exchange's deadline: a worker first makes room for
+// the epoch, gigabytes of it perhaps, and one that hangs whole is noticed by its missing beats.
+constexpr int kReadyGrace = 3;
+
 // Pause after an epoch that ended badly, doubled each time: a dead peer's broken link is reported
 // a little later than the exchange that it broke.
 constexpr absl::Duration kFirstRetryPause = absl::Milliseconds(50);
@@ -178,7 +182,7 @@ void Cell::Configure() {
   epoch_ = fleet_->NextEpoch();
   ++num_epochs_;
   ready_.clear();
-  configure_deadline_ = fleet_->now + fleet_->options.epoch_deadline;
+  configure_deadline_ = fleet_->now + kReadyGrace * fleet_->options.epoch_deadline;
   BuildHomes();
 
   shoal::Configure message{
@@ -406,9 +410,12 @@ void Cell::OnStepResult(WorkerId worker, const StepResult& message) {
   if (step == steps_.end()) return;
   RankPart& part = step->parts[static_cast<size_t>(rank->value)];
   if (part.has_returned) return;
+  const Scheduler& scheduler = *homes_.at(worker).scheduler;
   absl::Status status = message.status;
-  if (status.ok()) status = CheckResult(*homes_.at(worker).scheduler, part, message);
+  if (status.ok()) status = CheckResult(scheduler, part, message);
   if (!status.ok()) {
+    std::vector<Sequence*> culprits;
+    if (absl::IsInvalidArgument(status)) culprits = CountRejection(scheduler, part);
     FailEpoch(absl::StrCat("step ",
                            message.step.value,
                            " failed at worker ",
@@ -416,6 +423,7 @@ void Cell::OnStepResult(WorkerId worker, const StepResult& message) {
                            ": ",
                            status.ToString()),
               message.suspects);
+    for (Sequence* culprit : culprits) listener_->OnRejected(culprit, status);
     return;
   }
   part.has_returned = true;
@@ -433,6 +441,18 @@ void Cell::Complete(const StepInFlight& step) {
   front_since_ = fleet_->now;
   num_failures_ = 0;
   accusations_.clear();
+}
+
+// The rank would not compute its part. Whoever was in it is a suspect; who was alone in it for the
+// second time is at fault.
+std::vector<Sequence*> Cell::CountRejection(const Scheduler& scheduler, const RankPart& part) {
+  std::vector<Sequence*> culprits;
+  for (const PlanEntry& entry : part.entries) {
+    Sequence* const sequence = scheduler.Find(entry.sequence);
+    if (sequence == nullptr || sequence->state != SequenceState::kRunning) continue;
+    if (++sequence->rejections > 1 && part.entries.size() == 1) culprits.push_back(sequence);
+  }
+  return culprits;
 }
 
 // The result has one token for every entry that wants one, at its position. The row after a token

@@ -24,7 +24,7 @@
 
 namespace shoal {
 
-// What a cell tells the coordinator while it handles an event. Calls may end sequences.
+// What a cell tells the coordinator while it handles an event. Calls may end the sequence.
 class CellListener {
  public:
   virtual ~CellListener() = default;
@@ -32,6 +32,8 @@ class CellListener {
   // The home rank sampled the next token of a running or leaving sequence.
   virtual void OnToken(Sequence* sequence, const SampledToken& token) = 0;
   virtual void OnLogits(Sequence* sequence, const LogitRows& rows) = 0;
+  // Its home rank refuses to compute it.
+  virtual void OnRejected(Sequence* sequence, const absl::Status& why) = 0;
 };
 
 class Cell {
@@ -148,6 +150,7 @@ class Cell {
   static absl::Status CheckResult(const Scheduler& scheduler,
                                   const RankPart& part,
                                   const StepResult& result);
+  std::vector<Sequence*> CountRejection(const Scheduler& scheduler, const RankPart& part);
   void Accept(WorkerId worker, const RankPart& part, const StepResult& result);
   absl::Time StepDeadline() const;
 

@@ -71,6 +71,7 @@ class Coordinator::Impl : public CellListener {
   // Cells.
   void OnToken(Sequence* sequence, const SampledToken& token) override;
   void OnLogits(Sequence* sequence, const LogitRows& rows) override;
+  void OnRejected(Sequence* sequence, const absl::Status& why) override;
 
   // After every event.
   void CheckTimes();
@@ -408,6 +409,12 @@ void Coordinator::Impl::OnLogits(Sequence* sequence, const LogitRows& rows) {
   requests_.DeliverLogits(request, rows, fleet_.actions);
   if (request->logits_emitted < sequence->prompt_length) return;
   Finish(FinishReason::kLength, absl::OkStatus(), request, sequence->choice);
+}
+
+void Coordinator::Impl::OnRejected(Sequence* sequence, const absl::Status& why) {
+  RequestState* const request = requests_.At(sequence->request);
+  CHECK(request != nullptr);
+  Finish(FinishReason::kError, why, request, sequence->choice);
 }
 
 // ---- After every event

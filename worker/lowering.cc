@@ -12,6 +12,8 @@
 namespace shoal {
 namespace {
 
+static_assert(kPlanBlockTokens == kBlockTokens, "plans and kernels count positions alike");
+
 constexpr int32_t BlocksOf(int32_t positions) {
   return (positions + kBlockTokens - 1) / kBlockTokens;
 }

@@ -53,6 +53,11 @@ void Scheduler::Admit(Sequence* sequence) {
 
 std::vector<PlanEntry> Scheduler::Plan() {
   std::vector<PlanEntry> entries;
+  if (Sequence* const suspect = OldestSuspect(); suspect != nullptr) {
+    const bool has_next = suspect->rows_in_flight == 0 && suspect->unplanned_positions() > 0;
+    if (has_next) PlanOne(suspect, std::min(limits_.max_rows, limits_.prefill_chunk), &entries);
+    return entries;
+  }
   int32_t rows = limits_.max_rows;
   std::vector<Sequence*> decodes;
   std::vector<Sequence*> prefills;
@@ -72,6 +77,13 @@ std::vector<PlanEntry> Scheduler::Plan() {
     }
   }
   return entries;
+}
+
+Sequence* Scheduler::OldestSuspect() const {
+  for (const auto& [id, sequence] : sequences_) {
+    if (sequence->state == SequenceState::kRunning && sequence->rejections > 0) return sequence;
+  }
+  return nullptr;
 }
 
 void Scheduler::PlanOne(Sequence* sequence,
@@ -131,6 +143,7 @@ void Scheduler::Returned(const PlanEntry& entry) {
   CHECK(found != sequences_.end());
   Sequence* const sequence = found->second;
   Settle(entry, sequence);
+  sequence->rejections = 0;
   Publish(sequence, sequence->computed);
   space_.Slide(sequence->computed, &sequence->table);
   if (sequence->state != SequenceState::kRunning && sequence->rows_in_flight == 0) {

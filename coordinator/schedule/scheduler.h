@@ -40,7 +40,8 @@ class Scheduler {
   // Gives a waiting sequence a home here.
   void Admit(Sequence* sequence);
 
-  // This rank's entries of the next step; empty if it has nothing to compute.
+  // This rank's entries of the next step; empty if it has nothing to compute. A sequence whose last
+  // step was rejected is planned alone.
   std::vector<PlanEntry> Plan();
 
   // An entry has returned. Its token, if accepted, has been appended to the sequence.
@@ -77,6 +78,8 @@ class Scheduler {
 
  private:
   void PlanOne(Sequence* sequence, int32_t max_positions, std::vector<PlanEntry>* entries);
+
+  Sequence* OldestSuspect() const;
 
   bool Has(PlantedBug bug) const { return limits_.planted_bug == bug; }
 

@@ -58,6 +58,10 @@ struct Sequence {
   int32_t planned_length = 0;
   int32_t rows_in_flight = 0;  // Plan entries that have not returned
 
+  // Steps with it that its home refused as impossible, since it last got on. Planned alone from the
+  // first one on, so that the second one tells who is at fault.
+  int32_t rejections = 0;
+
   // Life so far.
   int32_t preemptions = 0;
   int32_t epochs = 0;       // Epoch changes, up to epoch_mark

@@ -152,7 +152,8 @@ class FleetRig {
       } else if (const auto* c = std::get_if<Configure>(&message)) {
         worker.machine->ExchangeBuilt();
         Say(id.value, Ready{.term = c->term, .cell = c->cell, .epoch = c->epoch});
-      } else if (std::holds_alternative<StepPlan>(message)) {
+      } else if (std::holds_alternative<StepPlan>(message) &&
+                 worker.machine->next_plan() != nullptr) {
         ++num_plans;
         Say(id.value, worker.machine->Run());
       }

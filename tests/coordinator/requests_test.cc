@@ -74,6 +74,29 @@ TEST(RequestsTest, ASequenceWithoutATokenFailsAlone) {
   EXPECT_EQ(fleet->Status().epochs, 1);
 }
 
+TEST(RequestsTest, ASequenceThatNoWorkerComputesFailsAlone) {
+  auto fleet = RunningFleet(MakeOptions(1));
+  Request impossible = MakeRequest("i", 4, 20);
+  impossible.sampling.seed = 11;
+  ASSERT_TRUE(sim::IsRejected(impossible.sampling));
+  std::vector<StreamId> healthy;
+  for (const char* id : {"a", "b"}) healthy.push_back(fleet->Send(MakeRequest(id, 4, 20)));
+  const StreamId bad = fleet->Send(impossible);
+  healthy.push_back(fleet->Send(MakeRequest("c", 4, 20)));
+
+  for (int i = 0; i < 20; ++i) {
+    fleet->Pump();
+    fleet->Wait(absl::Milliseconds(100));
+  }
+
+  EXPECT_EQ(fleet->FinishOf(bad).reason, FinishReason::kError);
+  EXPECT_EQ(fleet->FinishOf(bad).error.code(), absl::StatusCode::kInvalidArgument);
+  for (const StreamId stream : healthy) {
+    EXPECT_EQ(fleet->Text(stream), TextOf(MakeRequest("", 4, 20)));
+  }
+  EXPECT_EQ(fleet->BlocksUsed(), 0);
+}
+
 TEST(RequestsTest, ChoicesHaveTheirOwnSeedsAndShareThePrompt) {
   CoordinatorOptions options = MakeOptions(1);
   auto fleet = RunningFleet(options);

@@ -33,6 +33,11 @@ inline bool IsPoisoned(const SamplingSettings& sampling) {
   return sampling.seed % 61 == 3;
 }
 
+// No worker will compute a rejected sequence: whoever plans it gets an error for the whole step.
+inline bool IsRejected(const SamplingSettings& sampling) {
+  return sampling.seed % 67 == 11;
+}
+
 inline TokenId NextToken(uint64_t prefix, int32_t num_output, const SamplingSettings& sampling) {
   if (IsPoisoned(sampling) && num_output == 3) return TokenId{-1};
   const uint64_t hash = Mix64(prefix ^ Mix64(sampling.seed));
@@ -52,6 +57,10 @@ inline Expected ExpectedOutput(std::span<const TokenId> prompt,
                                int32_t max_tokens,
                                bool ignore_eos) {
   Expected expected;
+  if (IsRejected(sampling)) {
+    expected.reason = FinishReason::kError;
+    return expected;
+  }
   uint64_t prefix = Prefixes(prompt).back();
   while (static_cast<int32_t>(expected.output.size()) < max_tokens) {
     const int32_t num_output = static_cast<int32_t>(expected.output.size());

@@ -136,6 +136,13 @@ StepResult SimWorker::Run() {
   const StepPlan plan = std::move(plans_.front());
   plans_.pop_front();
   StepResult result{.term = plan.term, .cell = plan.cell, .epoch = plan.epoch, .step = plan.step};
+  for (const PlanEntry& entry : plan.entries) {
+    const Record* const record = records_.Find(entry.sequence);
+    if (record == nullptr || !IsRejected(record->sampling)) continue;
+    result.status = absl::InvalidArgumentError("sim: settings that nobody can sample with");
+    Leave();
+    return result;
+  }
   for (const PlanEntry& entry : plan.entries) Compute(entry, &result);
   for (const SequenceId sequence : plan.forget) {
     records_.Forget(sequence);

@@ -448,7 +448,10 @@ void Simulator::FinishStep(WorkerId id, Incarnation incarnation, Epoch epoch, St
   if (host.worker->epoch() == nullptr || host.worker->epoch()->epoch != epoch) return;
   if (host.running != step || host.worker->next_plan() == nullptr) return;
   host.running = StepId{};
-  SendUp(id, host.worker->Run());
+  const Rank rank = host.worker->epoch()->rank;
+  const StepResult result = host.worker->Run();
+  if (!result.status.ok()) Break(&exchanges_.at(epoch), {rank});
+  SendUp(id, result);
   TryStart(id);
 }
 
