@@ -252,13 +252,13 @@ void Coordinator::Impl::Finish(FinishReason reason,
   choice.timings.epochs = sequence.epochs;
   if (request->num_unfinished == 1) ++num_finished_;
   requests_.Finish(fleet_.now, reason, std::move(error), request, c, fleet_.actions);
-  if (sequence.state == SequenceState::kWaiting) {
-    waiting_.erase(sequence.id);
-    sequence.state = SequenceState::kEnded;
-    Erase(&sequence);
-  } else {
+  if (sequence.state != SequenceState::kWaiting) {
     cells_.at(sequence.cell).End(&sequence);
+    return;
   }
+  sequence.state = SequenceState::kEnded;
+  // One that has departed in this very event is not in the queue yet: CollectDeparted() erases it.
+  if (waiting_.erase(sequence.id) > 0) Erase(&sequence);
 }
 
 // ---- Workers

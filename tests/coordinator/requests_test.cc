@@ -226,6 +226,30 @@ TEST(RequestsTest, ADeadlineEndsAQueuedAndARunningRequest) {
               HasSubstr("0 of 1 workers are here"));
 }
 
+// A sequence that had just lost its home and was not in the queue yet was erased by its deadline in
+// the same event, and then put into the queue. Seed 102824 of the simulation found it.
+TEST(RequestsTest, ALossAndADeadlineInOneEventEndItOnce) {
+  for (const uint32_t lost : {0u, 1u}) {
+    auto fleet = RunningFleet(MakeOptions());
+    std::vector<StreamId> streams;
+    for (const char* id : {"a", "b"}) {
+      Request request = MakeRequest(id, 4, 100);
+      request.deadline = fleet->now + absl::Seconds(1);
+      streams.push_back(fleet->Send(request));
+    }
+    fleet->Pump(10);
+
+    fleet->now += absl::Seconds(1);
+    fleet->Lose(lost);
+
+    for (const StreamId s : streams) EXPECT_EQ(fleet->FinishOf(s).reason, FinishReason::kDeadline);
+    fleet->Pump();
+    fleet->Wait(absl::Milliseconds(100));
+    EXPECT_EQ(fleet->Status().running + fleet->Status().waiting, 0);
+    EXPECT_EQ(fleet->BlocksUsed(), 0);
+  }
+}
+
 // ---- Names and readers
 
 TEST(RequestsTest, TheSameNameAndBodyIsTheSameRequest) {
