@@ -79,7 +79,7 @@ Worker::Worker(WorkerOptions options, WorkerParts parts)
       rope_(&backend_),
       kv_cache_(config_, &backend_),
       seen_term_(options_.highest_term) {
-  beat_ = {.highest_term = options_.highest_term, .phase = "enrolled"};
+  Publish("enrolled");
   holdings_ = std::make_unique<Holdings>(std::move(parts.experts));
   thread_ = std::thread([this] { Run(); });
 }
