@@ -411,7 +411,8 @@ TEST_F(ServiceTest, AttachContinuesWithoutGapOrRepeat) {
 
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
   std::vector<uint32_t> all = head.tokens;
-  all.insert(all.end(), rest.only().tokens.begin(), rest.only().tokens.end());
+  const Choice tail = rest.only();
+  all.insert(all.end(), tail.tokens.begin(), tail.tokens.end());
   EXPECT_EQ(all, OracleTokens(2, 5, 0, 400));
   EXPECT_EQ(head.text + rest.only().text, TextOf(all));
   EXPECT_EQ(rest.only().finished.usage().completion_tokens(), 400u);
@@ -739,6 +740,10 @@ TEST_F(ServiceTest, ALinkThatDoesNotBeginWithEnrolIsRefused) {
 
 TEST_F(ServiceTest, ShutdownLetsStreamsEndAndRefusesNewOnes) {
   StartWithWorker();
+  const auto wait_for_health = [this](const std::string& state) {
+    WaitUntil([&](const FleetStatus&) { return Health(channel_, "shoal.v1.Inference") == state; });
+  };
+  wait_for_health("\x08\x01");
   worker_->Hold(5);
   grpc::ClientContext context;
   const EventReader reader = stub_->Generate(&context, Asks(4, 20));
@@ -747,8 +752,7 @@ TEST_F(ServiceTest, ShutdownLetsStreamsEndAndRefusesNewOnes) {
   const absl::Cleanup join = [&] { shutdown.join(); };
 
   // Not by asking for an answer: one that got in would wait behind the worker that is held.
-  WaitUntil(
-      [this](const FleetStatus&) { return Health(channel_, "shoal.v1.Inference") == "\x08\x02"; });
+  wait_for_health("\x08\x02");
   const Stream refused = Generate(Asks(4, 1));
   worker_->Hold(0x7fffffff);
   const Stream rest = ReadAll(reader.get(), 5);
