@@ -49,8 +49,8 @@ void FakeWorker::Hold(int32_t index) {
 }
 
 absl::Status FakeWorker::WaitForEnd() {
-  ended_.WaitForNotification();
   absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(&has_ended_));
   return dismissal_.ok() ? end_ : dismissal_;
 }
 
@@ -77,8 +77,9 @@ void FakeWorker::Read() {
     Do(*message);
   }
   const grpc::Status status = stream_->Finish();
+  absl::MutexLock lock(&mutex_);
   end_ = absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-  ended_.Notify();
+  has_ended_ = true;
 }
 
 void FakeWorker::Do(const ToWorker& message) {

@@ -13,7 +13,6 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "grpcpp/grpcpp.h"
 
 #include "base/ids.h"
@@ -72,9 +71,9 @@ class FakeWorker {
   int32_t held_from_ ABSL_GUARDED_BY(mutex_) = 0x7fffffff;
   bool is_stopping_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status dismissal_ ABSL_GUARDED_BY(mutex_);
+  absl::Status end_ ABSL_GUARDED_BY(mutex_);
+  bool has_ended_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Mutex write_mutex_;
-  absl::Notification ended_;
-  absl::Status end_;  // Before ended_
 
   std::thread reader_;
   std::thread beats_;
