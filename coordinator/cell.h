@@ -1,7 +1,7 @@
 // One cell: its epochs (who is in, who holds which experts), its steps in flight, and when the next
 // plan may leave. Two questions run through it: is there an epoch (EpochState), and is there a
 // better membership to go to (target_). Everything that happens ends in Advance(), which takes the
-// next step of both. Next: coordinator/schedule/scheduler.cc
+// next step of both. Next: coordinator/cell_steps.cc
 #pragma once
 
 #include <cstdint>
@@ -92,8 +92,7 @@ class Cell {
 
   int64_t num_preemptions() const;
 
-  CellStatus Status() const;
-  WorkerStatus StatusOf(WorkerId worker) const;
+  CellStatus Status(absl::Time now) const;
 
  private:
   enum class EpochState : uint8_t { kNone, kConfiguring, kRunning };
@@ -142,7 +141,7 @@ class Cell {
   void EndEpoch();
   void FailEpoch(const std::string& why, const std::vector<Rank>& suspects);
 
-  // Steps.
+  // Steps (cell_steps.cc).
   void SendPlans();
   bool SendStep();
   absl::Duration Allowed(int32_t most_rows) const;
@@ -154,6 +153,7 @@ class Cell {
   void Accept(WorkerId worker, const RankPart& part, const StepResult& result);
   absl::Time StepDeadline() const;
 
+  WorkerStatus StatusOf(WorkerId worker, absl::Time now) const;
   std::optional<Rank> RankOf(WorkerId worker) const;
 
   const CellId id_;

@@ -548,30 +548,14 @@ absl::Time Coordinator::Impl::NextDeadline() const {
 
 FleetStatus Coordinator::Impl::Status(absl::Time now) const {
   FleetStatus status{.term = fleet_.term()};
-  const auto describe = [&](const Worker& worker, WorkerStatus* out) {
-    out->worker = worker.enrol.worker;
-    out->incarnation = worker.enrol.incarnation;
-    out->host = worker.enrol.host;
-    out->process = worker.enrol.process;
-    out->phase = worker.beat.phase;
-    out->load_done_bytes = worker.beat.load_done_bytes;
-    out->load_total_bytes = worker.beat.load_total_bytes;
-    out->resident_bytes = worker.beat.resident_bytes;
-    out->silent_for = now - worker.last_heard;
-  };
   for (const auto& [id, cell] : cells_) {
-    CellStatus& described = status.cells.emplace_back(cell.Status());
-    described.workers.clear();
-    for (const WorkerId worker : cell.workers()) {
-      describe(fleet_.membership.At(worker),
-               &described.workers.emplace_back(cell.StatusOf(worker)));
-    }
+    status.cells.push_back(cell.Status(now));
     status.epochs += cell.num_epochs();
     status.preemptions += cell.num_preemptions();
     status.is_ready = status.is_ready || cell.is_running();
   }
   for (const WorkerId worker : fleet_.membership.Spares()) {
-    describe(fleet_.membership.At(worker), &status.spare_workers.emplace_back());
+    status.spare_workers.push_back(fleet_.Describe(worker, now));
   }
   status.waiting = static_cast<int32_t>(waiting_.size());
   status.running = static_cast<int32_t>(sequences_.size() - waiting_.size());

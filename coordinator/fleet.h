@@ -38,6 +38,22 @@ class Fleet {
 
   void Say(std::string text) { actions->push_back(Note{std::move(text)}); }
 
+  // What is known of the worker beside its part in a cell. REQUIRES: it is a member.
+  WorkerStatus Describe(WorkerId id, absl::Time at) const {
+    const Worker& worker = membership.At(id);
+    WorkerStatus status;
+    status.worker = id;
+    status.incarnation = worker.enrol.incarnation;
+    status.host = worker.enrol.host;
+    status.process = worker.enrol.process;
+    status.phase = worker.beat.phase;
+    status.load_done_bytes = worker.beat.load_done_bytes;
+    status.load_total_bytes = worker.beat.load_total_bytes;
+    status.resident_bytes = worker.beat.resident_bytes;
+    status.silent_for = at - worker.last_heard;
+    return status;
+  }
+
   Term term() const { return term_; }
 
   // REQUIRES: higher than the present one.
