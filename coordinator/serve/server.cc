@@ -109,8 +109,9 @@ absl::StatusOr<Listener> Listen(const std::string& address,
 
 // Answers are bits of these.
 std::string Fingerprint(const CoordinatorServerOptions& options) {
-  return absl::StrFormat(
-      "shoal-%s-%016x", options.version, Fnv1a64(options.model_name) ^ options.config.vocab);
+  return absl::StrFormat("shoal-%s-%016x",
+                         options.version,
+                         Fnv1a64(options.model_name) ^ static_cast<uint64_t>(options.config.vocab));
 }
 
 }  // namespace

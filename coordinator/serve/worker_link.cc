@@ -156,15 +156,20 @@ grpc::ServerBidiReactor<pb::FromWorker, pb::ToWorker>* WorkerLinks::Link(
 void WorkerLinks::Send(SendToWorker action) {
   absl::MutexLock lock(&mutex_);
   const auto found = sessions_.find(Key{action.worker, action.incarnation});
-  if (found != sessions_.end()) found->second->Enqueue(action.message);
+  if (found == sessions_.end()) return;
+  Session& session = *found->second;
+  session.owner_.mutex_.AssertHeld();  // It is ours, which the analysis cannot know.
+  session.Enqueue(action.message);
 }
 
 void WorkerLinks::Close(const CloseLink& action) {
   absl::MutexLock lock(&mutex_);
   const auto found = sessions_.find(Key{action.worker, action.incarnation});
   if (found == sessions_.end()) return;
-  found->second->is_closing_ = true;
-  found->second->WriteNext();
+  Session& session = *found->second;
+  session.owner_.mutex_.AssertHeld();
+  session.is_closing_ = true;
+  session.WriteNext();
 }
 
 bool WorkerLinks::WaitUntilIdle(absl::Time deadline) {
