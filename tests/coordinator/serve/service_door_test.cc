@@ -162,8 +162,8 @@ TEST_F(ServiceDoorTest, WithoutATokenizerIdsGoInAndOut) {
   v1::GenerateRequest text = Asks(0, 3);
   text.set_text("abc");
 
-  const Stream refused = Generate(text);
-  const Stream stream = Generate(Asks(4, 3));
+  const ClientStream refused = Generate(text);
+  const ClientStream stream = Generate(Asks(4, 3));
 
   EXPECT_EQ(refused.status.error_code(), StatusCode::FAILED_PRECONDITION);
   EXPECT_THAT(refused.status.error_message(), HasSubstr("tokenizer.json"));
@@ -267,15 +267,15 @@ TEST_F(ServiceDoorTest, ShutdownLetsStreamsEndAndRefusesNewOnes) {
   worker_->Hold(5);
   grpc::ClientContext context;
   const EventReader reader = stub_->Generate(&context, Asks(4, 20));
-  const Stream begun = ReadTokens(5, reader.get());
+  const ClientStream begun = ReadTokens(5, reader.get());
   std::thread shutdown([this] { server_->Shutdown(absl::Now() + absl::Seconds(20)); });
   const absl::Cleanup join = [&] { shutdown.join(); };
 
   // Not by asking for an answer: one that got in would wait behind the worker that is held.
   wait_for_health("\x08\x02");
-  const Stream refused = Generate(Asks(4, 1));
+  const ClientStream refused = Generate(Asks(4, 1));
   worker_->Hold(0x7fffffff);
-  const Stream rest = ReadAll(reader.get(), 5);
+  const ClientStream rest = ReadAll(reader.get(), 5);
 
   EXPECT_EQ(refused.status.error_code(), StatusCode::UNAVAILABLE);
   EXPECT_TRUE(rest.status.ok()) << rest.status.error_message();

@@ -68,7 +68,7 @@ inline v1::GenerateRequest Asks(uint32_t prompt, uint32_t max_tokens) {
 }
 
 // One choice as a client puts it together. Reading it checks that nothing is missing or repeated.
-struct Choice {
+struct ClientChoice {
   uint32_t next_index = 0;
   std::vector<uint32_t> tokens;
   std::vector<v1::TokenLogprob> logprobs;
@@ -78,29 +78,30 @@ struct Choice {
   v1::Finished finished;
 };
 
-struct Stream {
+struct ClientStream {
   v1::Started started;
   int num_started = 0;
-  std::map<uint32_t, Choice> choices;
+  std::map<uint32_t, ClientChoice> choices;
   grpc::Status status;
 
-  Choice only() const {
+  ClientChoice only() const {
     EXPECT_EQ(choices.size(), 1u) << status.error_message();
-    return choices.empty() ? Choice() : choices.begin()->second;
+    return choices.empty() ? ClientChoice() : choices.begin()->second;
   }
 };
 
 using EventReader = std::unique_ptr<grpc::ClientReader<v1::GenerateEvent>>;
 
-inline void Add(const v1::GenerateEvent& event, Stream* stream, uint32_t first_index = 0) {
+inline void Add(const v1::GenerateEvent& event, ClientStream* stream, uint32_t first_index = 0) {
   if (event.has_started()) {
     EXPECT_TRUE(stream->choices.empty()) << "`started` must come first";
     ++stream->num_started;
     stream->started = event.started();
     return;
   }
-  Choice& choice =
-      stream->choices.try_emplace(event.choice(), Choice{.next_index = first_index}).first->second;
+  ClientChoice& choice =
+      stream->choices.try_emplace(event.choice(), ClientChoice{.next_index = first_index})
+          .first->second;
   EXPECT_FALSE(choice.is_finished);
   if (event.has_chunk()) {
     const v1::TokenChunk& chunk = event.chunk();
@@ -117,8 +118,9 @@ inline void Add(const v1::GenerateEvent& event, Stream* stream, uint32_t first_i
   }
 }
 
-inline Stream ReadAll(grpc::ClientReader<v1::GenerateEvent>* reader, uint32_t first_index = 0) {
-  Stream stream;
+inline ClientStream ReadAll(grpc::ClientReader<v1::GenerateEvent>* reader,
+                            uint32_t first_index = 0) {
+  ClientStream stream;
   v1::GenerateEvent event;
   while (reader->Read(&event)) Add(event, &stream, first_index);
   stream.status = reader->Finish();
@@ -126,8 +128,8 @@ inline Stream ReadAll(grpc::ClientReader<v1::GenerateEvent>* reader, uint32_t fi
 }
 
 // Until `num_tokens` of choice 0 are there.
-inline Stream ReadTokens(uint32_t num_tokens, grpc::ClientReader<v1::GenerateEvent>* reader) {
-  Stream stream;
+inline ClientStream ReadTokens(uint32_t num_tokens, grpc::ClientReader<v1::GenerateEvent>* reader) {
+  ClientStream stream;
   v1::GenerateEvent event;
   const auto has_enough = [&] {
     const auto found = stream.choices.find(0);
@@ -196,13 +198,13 @@ class ServiceTest : public testing::Test {
     });
   }
 
-  Stream Generate(const v1::GenerateRequest& request) {
+  ClientStream Generate(const v1::GenerateRequest& request) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
     return ReadAll(stub_->Generate(&context, request).get());
   }
 
-  Stream Attach(const v1::AttachRequest& request) {
+  ClientStream Attach(const v1::AttachRequest& request) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
     return ReadAll(stub_->Attach(&context, request).get(), request.next_index());

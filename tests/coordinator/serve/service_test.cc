@@ -21,13 +21,13 @@ using testing_model::kReturn;
 
 TEST_F(ServiceTest, StreamsTokensTextAndUsage) {
   StartWithWorker();
-  const Stream stream = Generate(Asks(3, 50));
+  const ClientStream stream = Generate(Asks(3, 50));
 
   ASSERT_TRUE(stream.status.ok()) << stream.status.error_message();
   EXPECT_EQ(stream.num_started, 1);
   EXPECT_EQ(stream.started.model(), "small");
   EXPECT_EQ(stream.started.prompt_tokens(), 1u);
-  const Choice choice = stream.only();
+  const ClientChoice choice = stream.only();
   EXPECT_EQ(choice.tokens, OracleTokens(3, 5, 0, 50));
   EXPECT_EQ(choice.text, TextOf(choice.tokens));
   EXPECT_EQ(choice.finished.reason(), v1::Finished::LENGTH);
@@ -42,7 +42,7 @@ TEST_F(ServiceTest, TextPromptsAreTokenisedAndTextIsNotSplitInsideACharacter) {
   v1::GenerateRequest request = Asks(0, 5);
   request.set_text("abc");
 
-  const Stream stream = Generate(request);
+  const ClientStream stream = Generate(request);
 
   EXPECT_EQ(stream.started.prompt_tokens(), 3u);
   EXPECT_EQ(stream.only().text,
@@ -53,9 +53,9 @@ TEST_F(ServiceTest, TextPromptsAreTokenisedAndTextIsNotSplitInsideACharacter) {
 TEST_F(ServiceTest, AStopTokenEndsTheAnswerAndIsNotText) {
   StartWithWorker(Script({7, 8, kReturn}));
 
-  const Stream stream = Generate(Asks(0, 20));
+  const ClientStream stream = Generate(Asks(0, 20));
 
-  const Choice choice = stream.only();
+  const ClientChoice choice = stream.only();
   EXPECT_THAT(choice.tokens, ElementsAre(7, 8, kReturn));
   EXPECT_EQ(choice.text, "hi");
   EXPECT_EQ(choice.finished.reason(), v1::Finished::STOP);
@@ -68,7 +68,7 @@ TEST_F(ServiceTest, IgnoreEosGoesOnPastTheEndButNotPastTheClientsOwnStop) {
   request.mutable_limits()->set_ignore_eos(true);
   request.mutable_limits()->add_stop_token_ids(9);
 
-  const Stream stream = Generate(request);
+  const ClientStream stream = Generate(request);
 
   EXPECT_THAT(stream.only().tokens, ElementsAre(7, kReturn, 8, 9));
   EXPECT_EQ(stream.only().text, "h<|return|>i");
@@ -80,9 +80,9 @@ TEST_F(ServiceTest, AStopStringAcrossTokensCutsTheTextAndFreesTheSequence) {
   request.mutable_limits()->add_stop("bcx");
   request.mutable_limits()->add_stop("cde");
 
-  const Stream stream = Generate(request);
+  const ClientStream stream = Generate(request);
 
-  const Choice choice = stream.only();
+  const ClientChoice choice = stream.only();
   EXPECT_TRUE(stream.status.ok());
   EXPECT_EQ(choice.text, "ab");
   EXPECT_THAT(choice.tokens, ElementsAre(0, 1, 2, 3, 4));
@@ -97,7 +97,7 @@ TEST_F(ServiceTest, LogprobsCarryBytesAndAlternatives) {
   v1::GenerateRequest request = Asks(0, 2);
   request.mutable_output()->set_logprobs(3);
 
-  const Stream stream = Generate(request);
+  const ClientStream stream = Generate(request);
 
   ASSERT_EQ(stream.only().logprobs.size(), 2u);
   const v1::TokenLogprob first = stream.only().logprobs[0];
@@ -114,7 +114,7 @@ TEST_F(ServiceTest, EveryChoiceHasItsOwnTokens) {
   v1::GenerateRequest request = Asks(3, 30);
   request.mutable_sampling()->set_n(4);
 
-  const Stream stream = Generate(request);
+  const ClientStream stream = Generate(request);
 
   ASSERT_TRUE(stream.status.ok()) << stream.status.error_message();
   ASSERT_EQ(stream.choices.size(), 4u);
@@ -136,14 +136,14 @@ TEST_F(ServiceTest, CancelEndsTheStreamAndFreesItsBlocks) {
   request.set_request_id("r-1");
   grpc::ClientContext context;
   const EventReader reader = stub_->Generate(&context, request);
-  const Stream begun = ReadTokens(10, reader.get());
+  const ClientStream begun = ReadTokens(10, reader.get());
 
   grpc::ClientContext cancel_context;
   v1::CancelRequest cancel;
   cancel.set_request_id("r-1");
   v1::CancelResponse response;
   ASSERT_TRUE(stub_->Cancel(&cancel_context, cancel, &response).ok());
-  const Stream rest = ReadAll(reader.get(), 10);
+  const ClientStream rest = ReadAll(reader.get(), 10);
   worker_->Hold(0x7fffffff);
 
   EXPECT_EQ(begun.choices.at(0).tokens, OracleTokens(1, 5, 0, 10));
@@ -172,7 +172,7 @@ TEST_F(ServiceTest, ADeadlineEndsTheRequestInsideTheFleetToo) {
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
   const EventReader reader = stub_->Generate(&context, Asks(1, 60'000));
 
-  const Stream stream = ReadAll(reader.get());
+  const ClientStream stream = ReadAll(reader.get());
   worker_->Hold(0x7fffffff);
 
   EXPECT_EQ(stream.status.error_code(), StatusCode::DEADLINE_EXCEEDED);
@@ -183,7 +183,7 @@ TEST_F(ServiceTest, AttachContinuesWithoutGapOrRepeat) {
   StartWithWorker();
   v1::GenerateRequest request = Asks(2, 400);
   request.set_request_id("again");
-  Stream begun;
+  ClientStream begun;
   {
     grpc::ClientContext context;
     const EventReader reader = stub_->Generate(&context, request);
@@ -191,21 +191,21 @@ TEST_F(ServiceTest, AttachContinuesWithoutGapOrRepeat) {
     context.TryCancel();
     reader->Finish();
   }
-  const Choice& head = begun.choices.at(0);
+  const ClientChoice& head = begun.choices.at(0);
 
   v1::AttachRequest attach;
   attach.set_request_id("again");
   attach.set_next_index(head.next_index);
   attach.set_prefix_hash(head.prefix_hash);
-  const Stream rest = Attach(attach);
+  const ClientStream rest = Attach(attach);
   attach.set_prefix_hash(head.prefix_hash + 1);
-  const Stream spliced = Attach(attach);
+  const ClientStream spliced = Attach(attach);
   attach.set_request_id("another");
-  const Stream unknown = Attach(attach);
+  const ClientStream unknown = Attach(attach);
 
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
   std::vector<uint32_t> all = head.tokens;
-  const Choice tail = rest.only();
+  const ClientChoice tail = rest.only();
   all.insert(all.end(), tail.tokens.begin(), tail.tokens.end());
   EXPECT_EQ(all, OracleTokens(2, 5, 0, 400));
   EXPECT_EQ(head.text + rest.only().text, TextOf(all));
@@ -221,10 +221,10 @@ TEST_F(ServiceTest, TheSameIdIsTheSameRequestAndAnotherBodyIsRefused) {
   request.mutable_sampling()->clear_seed();  // Drawn once, not once for each call.
   request.set_request_id("once");
 
-  const Stream first = Generate(request);
-  const Stream second = Generate(request);
+  const ClientStream first = Generate(request);
+  const ClientStream second = Generate(request);
   request.mutable_limits()->set_max_tokens(41);
-  const Stream other = Generate(request);
+  const ClientStream other = Generate(request);
 
   EXPECT_EQ(first.only().tokens.size(), 40u);
   EXPECT_EQ(second.only().tokens, first.only().tokens);
@@ -242,9 +242,9 @@ TEST_F(ServiceTest, ASlowReaderIsParkedAndGoesOnWithoutGapOrRepeat) {
   const EventReader slow = stub_->Generate(&context, request);
 
   // Somebody else is served meanwhile.
-  const Stream other = Generate(Asks(9, 3000));
+  const ClientStream other = Generate(Asks(9, 3000));
   WaitUntil([this](const FleetStatus&) { return server_->delivery_counters().parked > 0; });
-  const Stream stream = ReadAll(slow.get());
+  const ClientStream stream = ReadAll(slow.get());
 
   EXPECT_EQ(other.only().tokens, OracleTokens(9, 5, 0, 3000));
   ASSERT_TRUE(stream.status.ok()) << stream.status.error_message();
@@ -266,7 +266,7 @@ TEST_F(ServiceTest, AReaderParkedForTooLongIsGivenUp) {
 
   WaitUntil([this](const FleetStatus&) { return server_->delivery_counters().parked > 0; });
   WaitUntilAllIsFree();
-  const Stream stream = ReadAll(slow.get());
+  const ClientStream stream = ReadAll(slow.get());
 
   EXPECT_EQ(stream.status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
 }
@@ -276,12 +276,12 @@ TEST_F(ServiceTest, ALostWorkerIsNotSeenInTheStream) {
   worker_->Hold(20);
   grpc::ClientContext context;
   const EventReader reader = stub_->Generate(&context, Asks(6, 100));
-  const Stream begun = ReadTokens(20, reader.get());
+  const ClientStream begun = ReadTokens(20, reader.get());
 
   worker_.reset();
   worker_ = std::make_unique<FakeWorker>(
       FakeWorker::Options{.address = address_, .incarnation = {2}, .next = Oracle});
-  const Stream rest = ReadAll(reader.get(), 20);
+  const ClientStream rest = ReadAll(reader.get(), 20);
 
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
   EXPECT_EQ(rest.only().tokens, OracleTokens(6, 5, 20, 100));
