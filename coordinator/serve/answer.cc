@@ -82,14 +82,14 @@ uint64_t HashToken(uint64_t hash, TokenId token) {
   return hash;
 }
 
-Answer::Choice::Choice(const ServedModel& model, const fleet::v1::Envelope& envelope)
+AnswerTranscript::Choice::Choice(const ServedModel& model, const fleet::v1::Envelope& envelope)
     : stops(std::vector<std::string>(envelope.stop().begin(), envelope.stop().end())) {
   if (model.tokenizer != nullptr) detokenizer.emplace(model.tokenizer);
 }
 
-Answer::Answer(Args args) : args_(std::move(args)) {}
+AnswerTranscript::AnswerTranscript(Args args) : args_(std::move(args)) {}
 
-Transcript::Output Answer::Write(const std::vector<Action>& actions) {
+Transcript::Output AnswerTranscript::Write(const std::vector<Action>& actions) {
   Output out;
   Events messages;
   for (const Action& action : actions) {
@@ -116,7 +116,7 @@ Transcript::Output Answer::Write(const std::vector<Action>& actions) {
   return out;
 }
 
-absl::Status Answer::On(const Accepted& action, Events* out) {
+absl::Status AnswerTranscript::On(const Accepted& action, Events* out) {
   if (!choices_.empty()) return absl::OkStatus();  // It was parked and goes on.
   if (!envelope_.ParseFromString(action.envelope) || envelope_.num_choices() < 1) {
     return absl::InternalError("the request's envelope cannot be read");
@@ -139,7 +139,7 @@ absl::Status Answer::On(const Accepted& action, Events* out) {
   return absl::OkStatus();
 }
 
-absl::Status Answer::On(const Emit& action, Events* out, std::vector<Event>* events) {
+absl::Status AnswerTranscript::On(const Emit& action, Events* out, std::vector<Event>* events) {
   CHECK(action.choice >= 0 && action.choice < std::ssize(choices_));
   Choice& choice = choices_[static_cast<size_t>(action.choice)];
   if (action.first_index > choice.next_index && !choice.stop.has_value()) {
@@ -158,7 +158,10 @@ absl::Status Answer::On(const Emit& action, Events* out, std::vector<Event>* eve
   return absl::OkStatus();
 }
 
-absl::Status Answer::Read(int32_t index, Choice* choice, const OutputToken& token, Events* out) {
+absl::Status AnswerTranscript::Read(int32_t index,
+                                    Choice* choice,
+                                    const OutputToken& token,
+                                    Events* out) {
   const bool is_shown = choice->next_index >= args_.next_index;
   ++choice->next_index;
   choice->hash = HashToken(choice->hash, token.token);
@@ -177,7 +180,7 @@ absl::Status Answer::Read(int32_t index, Choice* choice, const OutputToken& toke
 
 // The text that `token` completes. A stop token is not part of the text; neither is an id that the
 // tokenizer does not know, as in the padding at the end of a vocabulary.
-std::string Answer::Text(const OutputToken& token, Choice* choice) {
+std::string AnswerTranscript::Text(const OutputToken& token, Choice* choice) {
   if (!choice->detokenizer.has_value()) return "";
   const bool is_stop_token = std::binary_search(
       envelope_.stop_tokens().begin(), envelope_.stop_tokens().end(), token.token.value);
@@ -187,7 +190,7 @@ std::string Answer::Text(const OutputToken& token, Choice* choice) {
   return std::move(result.text);
 }
 
-v1::TokenChunk* Answer::ChunkFor(int32_t index, const Choice& choice, Events* out) {
+v1::TokenChunk* AnswerTranscript::ChunkFor(int32_t index, const Choice& choice, Events* out) {
   if (!out->empty() && out->back().has_chunk() &&
       out->back().choice() == static_cast<uint32_t>(index) &&
       out->back().chunk().token_ids_size() < kMaxTokensPerChunk) {
@@ -199,7 +202,7 @@ v1::TokenChunk* Answer::ChunkFor(int32_t index, const Choice& choice, Events* ou
   return event.mutable_chunk();
 }
 
-void Answer::SetLogprob(const OutputToken& token, v1::TokenLogprob* out) const {
+void AnswerTranscript::SetLogprob(const OutputToken& token, v1::TokenLogprob* out) const {
   const auto set = [this](TokenId id, float logprob, auto* entry) {
     entry->set_token_id(static_cast<uint32_t>(id.value));
     entry->set_logprob(logprob);
@@ -211,7 +214,7 @@ void Answer::SetLogprob(const OutputToken& token, v1::TokenLogprob* out) const {
   for (const TopLogprob& top : token.top) set(top.token, top.logprob, out->add_top());
 }
 
-absl::Status Answer::CheckPrefix(const Choice& choice) const {
+absl::Status AnswerTranscript::CheckPrefix(const Choice& choice) const {
   if (!args_.prefix_hash.has_value() || *args_.prefix_hash == choice.hash) {
     return absl::OkStatus();
   }
@@ -222,7 +225,7 @@ absl::Status Answer::CheckPrefix(const Choice& choice) const {
                                           "`: read it again from index 0"));
 }
 
-absl::Status Answer::On(const Finish& action, Events* out) {
+absl::Status AnswerTranscript::On(const Finish& action, Events* out) {
   if (choices_.empty()) return FailureOf(action);  // It ended before it was accepted.
   CHECK(action.choice >= 0 && action.choice < std::ssize(choices_));
   Choice& choice = choices_[static_cast<size_t>(action.choice)];
@@ -261,13 +264,13 @@ absl::Status Answer::On(const Finish& action, Events* out) {
   return absl::OkStatus();
 }
 
-bool Answer::IsComplete() const {
+bool AnswerTranscript::IsComplete() const {
   if (args_.choice >= 0) return choices_[static_cast<size_t>(args_.choice)].is_finished;
   return std::all_of(
       choices_.begin(), choices_.end(), [](const Choice& choice) { return choice.is_finished; });
 }
 
-std::vector<ClientAttached> Answer::Resume() const {
+std::vector<ClientAttached> AnswerTranscript::Resume() const {
   std::vector<ClientAttached> out;
   for (int32_t i = 0; i < std::ssize(choices_); ++i) {
     const Choice& choice = choices_[static_cast<size_t>(i)];
@@ -281,7 +284,7 @@ std::vector<ClientAttached> Answer::Resume() const {
   return out;
 }
 
-std::optional<Event> Answer::Abandon() const {
+std::optional<Event> AnswerTranscript::Abandon() const {
   if (envelope_.is_named()) return std::nullopt;
   return CancelAsked{.tenant = args_.tenant, .request_id = args_.request_id};
 }

@@ -51,7 +51,7 @@ class Transcript {
   virtual int64_t num_tokens() const = 0;  // Written so far
 };
 
-class Answer final : public Transcript {
+class AnswerTranscript final : public Transcript {
  public:
   struct Args {
     const ServedModel* model;  // Outlives this
@@ -63,7 +63,7 @@ class Answer final : public Transcript {
     std::optional<uint64_t> prefix_hash;
   };
 
-  explicit Answer(Args args);
+  explicit AnswerTranscript(Args args);
 
   Output Write(const std::vector<Action>& actions) override;
   std::vector<ClientAttached> Resume() const override;

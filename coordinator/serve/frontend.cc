@@ -93,13 +93,14 @@ Delivery::Reactor* Frontend::Generate(grpc::CallbackServerContext* context,
   absl::StatusOr<Request> request =
       ParseRequest(wire, service_.model, absl::Now(), service_.NextEntropy());
   if (!request.ok()) return RefuseCall(request.status());
-  auto answer = std::make_unique<Answer>(Answer::Args{.model = &service_.model,
-                                                      .fingerprint = service_.fingerprint,
-                                                      .tenant = request->tenant,
-                                                      .request_id = request->id,
-                                                      .choice = -1,
-                                                      .next_index = 0,
-                                                      .prefix_hash = std::nullopt});
+  auto answer =
+      std::make_unique<AnswerTranscript>(AnswerTranscript::Args{.model = &service_.model,
+                                                                .fingerprint = service_.fingerprint,
+                                                                .tenant = request->tenant,
+                                                                .request_id = request->id,
+                                                                .choice = -1,
+                                                                .next_index = 0,
+                                                                .prefix_hash = std::nullopt});
   return StartRequest(&service_, context, "Generate", *std::move(request), std::move(answer));
 }
 
@@ -122,13 +123,14 @@ Delivery::Reactor* Frontend::Attach(grpc::CallbackServerContext* context,
   }
   if (!status.ok()) return RefuseCall(status);
 
-  Answer::Args args{.model = &service_.model,
-                    .fingerprint = service_.fingerprint,
-                    .tenant = "",
-                    .request_id = wire.request_id(),
-                    .choice = wire.has_choice() ? static_cast<int32_t>(wire.choice()) : -1,
-                    .next_index = static_cast<int32_t>(wire.next_index()),
-                    .prefix_hash = std::nullopt};
+  AnswerTranscript::Args args{
+      .model = &service_.model,
+      .fingerprint = service_.fingerprint,
+      .tenant = "",
+      .request_id = wire.request_id(),
+      .choice = wire.has_choice() ? static_cast<int32_t>(wire.choice()) : -1,
+      .next_index = static_cast<int32_t>(wire.next_index()),
+      .prefix_hash = std::nullopt};
   if (wire.has_prefix_hash()) args.prefix_hash = wire.prefix_hash();
   // From the first token on: text and hash are functions of all of them.
   ClientAttached event{.stream = {},
@@ -137,7 +139,7 @@ Delivery::Reactor* Frontend::Attach(grpc::CallbackServerContext* context,
                        .choice = args.choice,
                        .next_index = 0};
   Delivery::Reactor* reader = service_.delivery->NewReader(
-      "Attach", std::make_unique<Answer>(std::move(args)), &event.stream);
+      "Attach", std::make_unique<AnswerTranscript>(std::move(args)), &event.stream);
   service_.loop->Post(std::move(event));
   return reader;
 }

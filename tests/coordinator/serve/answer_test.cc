@@ -41,7 +41,7 @@ class AnswerTest : public testing::Test {
     envelope_.add_stop_tokens(testing_model::kReturn);
   }
 
-  Answer::Args Args() const { return {.model = &model_, .request_id = "r"}; }
+  AnswerTranscript::Args Args() const { return {.model = &model_, .request_id = "r"}; }
 
   Accepted Accept() const {
     return {.request_id = "r", .prompt_tokens = 1, .envelope = envelope_.SerializeAsString()};
@@ -83,19 +83,19 @@ TEST_F(AnswerTest, AnyTwoPartsOfAnAnswerMakeTheWhole) {
     const int32_t vocab[] = {0, 1, 2, 3, kEuroHead, kEuroTail, kUnknown, 40};
     for (int i = 0; i < 24; ++i) ids.push_back(vocab[prng.Below(8)]);
     const Finish finish{.reason = FinishReason::kLength, .usage = {.completion_tokens = 24}};
-    Answer whole_answer(Args());
+    AnswerTranscript whole_answer(Args());
     Seen whole;
     Add(whole_answer.Write({Accept(), Tokens(0, ids), finish}), &whole);
 
     const int32_t cut = static_cast<int32_t>(prng.Below(whole.tokens.size() + 1));
-    Answer first_answer(Args());
+    AnswerTranscript first_answer(Args());
     Seen parts;
     Add(first_answer.Write({Accept(), Tokens(0, {ids.begin(), ids.begin() + cut})}), &parts);
     ASSERT_EQ(parts.tokens.size(), static_cast<size_t>(cut));
-    Answer::Args args = Args();
+    AnswerTranscript::Args args = Args();
     args.next_index = cut;
     args.prefix_hash = parts.hash;
-    Answer second_answer(args);
+    AnswerTranscript second_answer(args);
     const Transcript::Output rest = second_answer.Write({Accept(), Tokens(0, ids), finish});
     Add(rest, &parts);
 
@@ -109,7 +109,7 @@ TEST_F(AnswerTest, AnyTwoPartsOfAnAnswerMakeTheWhole) {
 }
 
 TEST_F(AnswerTest, ATokenThatIsToldTwiceIsReadOnce) {
-  Answer answer(Args());
+  AnswerTranscript answer(Args());
   Seen seen;
   Add(answer.Write({Accept(), Tokens(0, {1, 2, 3})}), &seen);
   Add(answer.Write({Accept(), Tokens(1, {2, 3, 4})}), &seen);
@@ -119,7 +119,7 @@ TEST_F(AnswerTest, ATokenThatIsToldTwiceIsReadOnce) {
 }
 
 TEST_F(AnswerTest, ATokenThatIsMissingEndsTheStream) {
-  Answer answer(Args());
+  AnswerTranscript answer(Args());
 
   const Transcript::Output output = answer.Write({Accept(), Tokens(1, {1})});
 
@@ -129,7 +129,7 @@ TEST_F(AnswerTest, ATokenThatIsMissingEndsTheStream) {
 
 TEST_F(AnswerTest, AStopStringIsToldToTheCoreOnce) {
   envelope_.add_stop("bc");
-  Answer answer(Args());
+  AnswerTranscript answer(Args());
 
   const Transcript::Output output = answer.Write({Accept(), Tokens(0, {0, 1, 2, 3, 1, 2})});
 
@@ -141,7 +141,7 @@ TEST_F(AnswerTest, AStopStringIsToldToTheCoreOnce) {
 // The core had ended the sequence by its length before it heard of the stop string.
 TEST_F(AnswerTest, AStopStringCountsMoreThanWhatTheCoreCameToLater) {
   envelope_.add_stop("bc");
-  Answer answer(Args());
+  AnswerTranscript answer(Args());
   Seen seen;
 
   const Transcript::Output output = answer.Write(
@@ -159,7 +159,7 @@ TEST_F(AnswerTest, AStopStringCountsMoreThanWhatTheCoreCameToLater) {
 
 TEST_F(AnswerTest, AChoiceThatFailsEndsTheStreamWithItsStatusAfterTheOthers) {
   envelope_.set_num_choices(2);
-  Answer answer(Args());
+  AnswerTranscript answer(Args());
 
   const Transcript::Output first = answer.Write(
       {Accept(),
@@ -174,7 +174,7 @@ TEST_F(AnswerTest, AChoiceThatFailsEndsTheStreamWithItsStatusAfterTheOthers) {
 
 TEST_F(AnswerTest, AParkedReaderGoesOnWithTheChoicesThatHaveNotEnded) {
   envelope_.set_num_choices(3);
-  Answer answer(Args());
+  AnswerTranscript answer(Args());
   Emit of_last = Tokens(0, {5, 6});
   of_last.choice = 2;
   answer.Write({Accept(), of_last, Finish{.choice = 1, .reason = FinishReason::kLength}});
@@ -189,9 +189,9 @@ TEST_F(AnswerTest, AParkedReaderGoesOnWithTheChoicesThatHaveNotEnded) {
 }
 
 TEST_F(AnswerTest, AttachingBeyondTheEndIsDataLoss) {
-  Answer::Args args = Args();
+  AnswerTranscript::Args args = Args();
   args.next_index = 5;
-  Answer answer(args);
+  AnswerTranscript answer(args);
 
   const Transcript::Output output =
       answer.Write({Accept(), Tokens(0, {1, 2}), Finish{.reason = FinishReason::kLength}});
