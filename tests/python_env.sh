@@ -15,4 +15,4 @@ install() {
 }
 need numpy || install numpy
 need grpc_tools || install grpcio grpcio-tools
-{ need torch && need transformers; } || install torch transformers safetensors
+{ need torch && need transformers && need accelerate; } || install torch transformers safetensors accelerate
