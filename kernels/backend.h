@@ -1,6 +1,7 @@
 // The instruction set of a device: every operation of the model, its shapes and its contract.
 //
-// One class per device kind: CpuBackend (kernels/cpu, the specification) and, later, CudaBackend.
+// One class per device kind: CpuBackend (kernels/cpu, the specification) and CudaBackend
+// (kernels/cuda).
 // Operations are queued in order on one stream; their results are visible to the host only after
 // Read() or Synchronize(). On the CPU they complete before they return.
 //
@@ -17,7 +18,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -108,7 +111,7 @@ struct AttentionEntry {
 //
 // and at the end out = bf16(o / l).
 struct AttentionArgs {
-  std::span<const AttentionEntry> entries;  // Host memory.
+  std::span<const AttentionEntry> entries;  // In device memory
   IndexView tables;
   TensorView q;  // [rows, >= num_heads * head_dim] bf16: the first columns of qkv
   KvLayer kv;
@@ -116,6 +119,11 @@ struct AttentionArgs {
   int32_t window = 0;  // 0: unlimited
   const float* sinks;  // [num_heads]
   TensorView out;      // [rows, num_heads * head_dim] bf16
+  // Bounds of what the entries hold, for a device whose host cannot look at them: the most rows of
+  // one, and one more than the last position of any. They share out the work and change no bit.
+  // 0: unknown, which only the CPU backend takes.
+  int32_t max_entry_rows = 0;
+  int32_t max_positions = 0;
 };
 
 // (E10)-(E11) The k largest scores, falling, equal ones by lower id; shares = softmax over those k,
@@ -124,6 +132,18 @@ struct SelectExpertsArgs {
   TensorView scores;  // [rows, num_experts] f32
   TensorView ids;     // [rows, k] i32
   TensorView shares;  // [rows, k] f32
+};
+
+// For a cell of one rank, whose rows are where their experts are: pair p = row * k + slot belongs
+// to local expert local_index[ids[row][slot]]. Sorts the pairs by local expert, p rising within
+// one: what ExpertMlp takes. REQUIRES: every chosen expert is held.
+struct GroupByExpertArgs {
+  TensorView ids;                // [rows, k] i32
+  IndexView local_index;         // [num_experts]
+  int32_t num_local = 0;         // Local experts
+  int32_t* expert_offsets = {};  // [num_local + 1], written
+  int32_t* pair_row = {};        // [rows * k], written: p / k
+  int32_t* pair_out = {};        // [rows * k], written: p
 };
 
 // out[i] = x[index[i]].
@@ -162,7 +182,7 @@ struct PackedMatrix {
 // end. BF16: as Linear. Output bf16.
 struct ExpertMlpArgs {
   TensorView x;                                // [any, hidden] bf16
-  std::span<const int32_t> expert_offsets;     // [local experts + 1], rising; host memory
+  std::span<const int32_t> expert_offsets;     // [local experts + 1], rising; in device memory
   IndexView pair_row;                          // [pairs]
   IndexView pair_out;                          // [pairs], a permutation of 0 .. pairs - 1
   const PackedMatrix* gate_up;                 // out = 2 * intermediate, in = hidden
@@ -237,8 +257,16 @@ struct SampleArgs {
   std::span<SampleResult> results;  // [n], host memory; complete on return
 };
 
-// A device. Errors of the device itself (CUDA) surface as DeviceFault from Read and Synchronize;
-// the CPU backend has none. Shapes are our own business: a wrong one is a crash (see
+// The device failed: what it computed since the last Read or Synchronize is lost, and so is the
+// device for this process. The one exception of ours: operations return nothing, and the step that
+// queued them must end where it waits. The step thread catches it (worker.cc).
+class DeviceFault : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// A device. Errors of the device itself (CUDA) surface as DeviceFault from Read, Synchronize and
+// Sample; the CPU backend has none. Shapes are our own business: a wrong one is a crash (see
 // CheckedBackend).
 class Backend {
  public:
@@ -258,6 +286,17 @@ class Backend {
   virtual void Read(void* host, const void* device, size_t bytes) = 0;
   virtual void Synchronize() = 0;
 
+  // Runs `ops`, which calls operations of this backend and does nothing else. A backend may keep
+  // what they queued under `key` and queue that again the next time without calling `ops` (a CUDA
+  // graph). REQUIRES: calls with one key differ in nothing but what device memory holds. A key of 0
+  // is never kept; Free and ForgetReplays drop all that was.
+  virtual void Replay(uint64_t key, const std::function<void()>& ops) {
+    static_cast<void>(key);
+    ops();
+  }
+
+  virtual void ForgetReplays() {}
+
   // Bytes of one expert's matrix in this backend's layout; a multiple of 64.
   virtual int64_t PackedBytes(ExpertFormat format, int64_t out, int64_t in) const = 0;
   virtual void Repack(const RepackArgs& args) = 0;
@@ -268,6 +307,7 @@ class Backend {
   virtual void RopeAndAppend(const RopeAndAppendArgs& args) = 0;
   virtual void Attention(const AttentionArgs& args) = 0;
   virtual void SelectExperts(const SelectExpertsArgs& args) = 0;
+  virtual void GroupByExpert(const GroupByExpertArgs& args) = 0;
   virtual void PickRows(const PickRowsArgs& args) = 0;
   virtual void SumSlots(const SumSlotsArgs& args) = 0;
   virtual void ExpertMlp(const ExpertMlpArgs& args) = 0;

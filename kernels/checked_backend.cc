@@ -192,7 +192,12 @@ void CheckedBackend::Attention(const AttentionArgs& args) {
   CheckShape(args.out, DType::kBf16, args.q.rows, cols);
   CheckDisjoint(args.q, args.out);
   KERNEL_CHECK(args.window >= 0 && args.sinks != nullptr);
-  for (const AttentionEntry& entry : args.entries) CheckEntry(args, entry);
+  for (const AttentionEntry& entry : args.entries) {
+    CheckEntry(args, entry);
+    const int64_t end = int64_t{entry.first_position} + entry.num_rows;
+    KERNEL_CHECK(args.max_entry_rows == 0 || entry.num_rows <= args.max_entry_rows);
+    KERNEL_CHECK(args.max_positions == 0 || end <= args.max_positions);
+  }
   inner_->Attention(args);
 }
 
@@ -203,6 +208,20 @@ void CheckedBackend::SelectExperts(const SelectExpertsArgs& args) {
   CheckShape(args.shares, DType::kF32, args.scores.rows, k);
   KERNEL_CHECK(k <= args.scores.cols);
   inner_->SelectExperts(args);
+}
+
+void CheckedBackend::GroupByExpert(const GroupByExpertArgs& args) {
+  CheckTensor(args.ids, DType::kI32);
+  KERNEL_CHECK(args.num_local > 0 && args.expert_offsets != nullptr);
+  KERNEL_CHECK(args.ids.rows == 0 || (args.pair_row != nullptr && args.pair_out != nullptr));
+  for (int64_t r = 0; r < args.ids.rows; ++r) {
+    for (int64_t s = 0; s < args.ids.cols; ++s) {
+      const int32_t id = args.ids.row<int32_t>(r)[s];
+      KERNEL_CHECK(IsIndex(id, args.local_index.size));
+      KERNEL_CHECK(IsIndex(args.local_index[id], args.num_local));
+    }
+  }
+  inner_->GroupByExpert(args);
 }
 
 void CheckedBackend::PickRows(const PickRowsArgs& args) {

@@ -28,6 +28,10 @@ class CheckedBackend final : public Backend {
 
   void Synchronize() override { inner_->Synchronize(); }
 
+  void Replay(uint64_t key, const std::function<void()>& ops) override { inner_->Replay(key, ops); }
+
+  void ForgetReplays() override { inner_->ForgetReplays(); }
+
   int64_t PackedBytes(ExpertFormat format, int64_t out, int64_t in) const override;
   void Repack(const RepackArgs& args) override;
   void Embed(const EmbedArgs& args) override;
@@ -36,6 +40,7 @@ class CheckedBackend final : public Backend {
   void RopeAndAppend(const RopeAndAppendArgs& args) override;
   void Attention(const AttentionArgs& args) override;
   void SelectExperts(const SelectExpertsArgs& args) override;
+  void GroupByExpert(const GroupByExpertArgs& args) override;
   void PickRows(const PickRowsArgs& args) override;
   void SumSlots(const SumSlotsArgs& args) override;
   void ExpertMlp(const ExpertMlpArgs& args) override;

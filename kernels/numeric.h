@@ -11,7 +11,13 @@
 #include <cstdint>
 #include <limits>
 
+// Also for the device where nvcc compiles: the CUDA kernels and the host's tests of their
+// arithmetic share these functions.
+#ifdef __CUDACC__
+#define SHOAL_INLINE __host__ __device__ __forceinline__
+#else
 #define SHOAL_INLINE [[gnu::always_inline]] inline
+#endif
 
 namespace shoal {
 
@@ -98,7 +104,7 @@ SHOAL_INLINE float Exp(float x) {
 //
 //   x = 2^e m, m in [sqrt(1/2), sqrt(2));   s = (m - 1) / (m + 1), |s| < 0.1716
 //   ln m = 2 atanh s = 2 (s + s^3/3 + s^5/5 + ... + s^21/21), remainder below 2^-59
-inline double Log(double x) {
+SHOAL_INLINE double Log(double x) {
   constexpr double kLn2High = 0x1.62e42fefa3800p-1;  // 11 trailing zero bits: e * kLn2High is exact
   constexpr double kLn2Low = 0x1.ef35793c76730p-45;
   uint64_t bits = std::bit_cast<uint64_t>(x);

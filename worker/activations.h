@@ -104,11 +104,15 @@ class Activations {
   TensorView outgoing;    // [max_rows * min(k, num_ranks), hidden] bf16: once per serving rank
   TensorView expert_out;  // [max_rows * k * num_ranks, hidden] bf16: should all choose this rank
   TensorView returned;    // [max_rows * k, hidden] bf16
-  TensorView picked;      // [max_rows, hidden] bf16, rows whose logits are wanted
-  TensorView logits;      // [slice, vocab] f32; as many rows as kLogitBytes hold, at least one
+  TensorView expert_offsets;  // [1, num_experts + 1] i32, then as many pairs as a cell of one has:
+  TensorView pair_row;        // [1, max_rows * k] i32
+  TensorView pair_out;        // [1, max_rows * k] i32
+  TensorView picked;          // [max_rows, hidden] bf16, rows whose logits are wanted
+  TensorView logits;          // [slice, vocab] f32; as many rows as kLogitBytes hold, at least one
 
   DeviceIndexes token_ids, positions, full_slots, window_slots, full_tables, window_tables;
-  DeviceIndexes rows, pair_rows, pair_outs;
+  DeviceIndexes rows, pair_rows, pair_outs, arrival_offsets, local_index;
+  DeviceArray<AttentionEntry> entries;
 
  private:
   struct Piece {

@@ -16,8 +16,10 @@ Forward::Forward(const ForwardParts& parts)
       backend_(*parts.backend),
       weights_(*parts.dense),
       all_(*parts.activations),
-      slice_rows_(all_.logits.rows) {
+      slice_rows_(all_.logits.rows),
+      local_index_(all_.local_index.Set(parts.local_index)) {
   CHECK(parts.exchange != nullptr || parts.num_ranks == 1);
+  backend_.ForgetReplays();  // They name the experts and buffers of the epoch before.
 }
 
 absl::Status Forward::Run(const LoweredStep& step, absl::Time deadline, StepOutput* output) {
@@ -27,19 +29,36 @@ absl::Status Forward::Run(const LoweredStep& step, absl::Time deadline, StepOutp
                             .full_slots = all_.full_slots.Set(step.full_slots),
                             .window_slots = all_.window_slots.Set(step.window_slots),
                             .full_tables = all_.full_tables.Set(step.full_tables),
-                            .window_tables = all_.window_tables.Set(step.window_tables)};
+                            .window_tables = all_.window_tables.Set(step.window_tables),
+                            .entries = {all_.entries.Set(step.entries), step.entries.size()},
+                            .shape = ShapeOf(step.entries)};
 
-  backend_.Embed({.ids = indexes.token_ids, .table = weights_.embedding, .out = act_.hidden});
-  for (int layer = 0; layer < config_.num_layers; ++layer) {
-    Attention(step, indexes, layer);
-    RETURN_IF_ERROR(Experts(layer, deadline));
+  if (parts_.num_ranks == 1) {
+    // Nothing in the layers needs the host, so a device may replay them.
+    backend_.Replay(indexes.shape.replay_key, [&] {
+      Embed(indexes);
+      for (int layer = 0; layer < config_.num_layers; ++layer) {
+        Attention(indexes, layer);
+        ExpertsAlone(layer);
+      }
+    });
+  } else {
+    Embed(indexes);
+    for (int layer = 0; layer < config_.num_layers; ++layer) {
+      Attention(indexes, layer);
+      RETURN_IF_ERROR(ExpertsTogether(layer, deadline));
+    }
   }
   Sample(step, &output->samples);
   ReturnLogits(step, &output->logits);
   return absl::OkStatus();
 }
 
-void Forward::Attention(const LoweredStep& step, const StepIndexes& indexes, int layer) {
+void Forward::Embed(const StepIndexes& indexes) {
+  backend_.Embed({.ids = indexes.token_ids, .table = weights_.embedding, .out = act_.hidden});
+}
+
+void Forward::Attention(const StepIndexes& indexes, int layer) {
   const DenseLayer& w = weights_.layers[static_cast<size_t>(layer)];
   const KvLayer kv = parts_.kv_cache->layer(layer);
   const int window = config_.window(layer);  // 128 on even layers, unlimited on odd ones.
@@ -58,19 +77,22 @@ void Forward::Attention(const LoweredStep& step, const StepIndexes& indexes, int
                           .num_heads = config_.num_heads,
                           .kv = kv});
   // All K/V of the step is there before any of it is read: a chunk sees itself.
-  backend_.Attention({.entries = step.entries,
+  backend_.Attention({.entries = indexes.entries,
                       .tables = sees_all ? indexes.full_tables : indexes.window_tables,
                       .q = act_.qkv,
                       .kv = kv,
                       .num_heads = config_.num_heads,
                       .window = window,
                       .sinks = w.sinks,
-                      .out = act_.attended});
+                      .out = act_.attended,
+                      .max_entry_rows = indexes.shape.max_entry_rows,
+                      .max_positions = indexes.shape.max_positions});
   backend_.Linear({.x = act_.attended, .weight = w.out, .bias = w.out_bias, .out = act_.projected});
   // `projected` joins `hidden` in the next RmsNorm: one pass over memory instead of two.
 }
 
-absl::Status Forward::Experts(int layer, absl::Time deadline) {
+// From the residual stream to the chosen experts and their shares.
+void Forward::ChooseExperts(int layer) {
   const DenseLayer& w = weights_.layers[static_cast<size_t>(layer)];
 
   backend_.RmsNorm({.x = act_.hidden,
@@ -81,19 +103,12 @@ absl::Status Forward::Experts(int layer, absl::Time deadline) {
   backend_.Linear(
       {.x = act_.normed, .weight = w.router, .bias = w.router_bias, .out = act_.scores});
   backend_.SelectExperts({.scores = act_.scores, .ids = act_.expert_ids, .shares = act_.shares});
-  // Who goes where is planned on the host.
-  backend_.Read(expert_ids_.data(), act_.expert_ids.data, expert_ids_.size() * sizeof(int32_t));
-
-  if (parts_.num_ranks == 1) {
-    ComputeAlone(layer);
-  } else {
-    RETURN_IF_ERROR(ComputeTogether(layer, deadline));
-  }
-  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
-  return absl::OkStatus();
 }
 
-absl::Status Forward::ComputeTogether(int layer, absl::Time deadline) {
+absl::Status Forward::ExpertsTogether(int layer, absl::Time deadline) {
+  ChooseExperts(layer);
+  // Who goes where is planned on the host.
+  backend_.Read(expert_ids_.data(), act_.expert_ids.data, expert_ids_.size() * sizeof(int32_t));
   PlanRoute(
       expert_ids_,
       static_cast<int32_t>(act_.hidden.rows),
@@ -105,34 +120,55 @@ absl::Status Forward::ComputeTogether(int layer, absl::Time deadline) {
   // Rows to their experts. What arrives says for which of ours each row is.
   ASSIGN_OR_RETURN(const Arrivals in, parts_.exchange->Dispatch(route_, outgoing, deadline));
   const TensorView results = all_.expert_out.Slice(0, in.num_pairs());
-  RunExperts(layer, in.rows, in, results);
+  const IndexView offsets = all_.arrival_offsets.Set(in.expert_offsets);
+  RunExperts(layer,
+             in.rows,
+             {offsets.data, static_cast<size_t>(offsets.size)},
+             all_.pair_rows.Set(in.pair_rows),
+             all_.pair_outs.Set(in.pair_outs),
+             results);
   // Results home, one row for each (row, slot): nothing is summed on the way.
-  return parts_.exchange->Combine(route_, in, results, act_.returned, deadline);
+  RETURN_IF_ERROR(parts_.exchange->Combine(route_, in, results, act_.returned, deadline));
+  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
+  return absl::OkStatus();
 }
 
 // A cell of one rank: the rows are where their experts are, and (row, slot) is the order of the
-// results. Same rounding, same sums, no copies.
-void Forward::ComputeAlone(int layer) {
-  std::vector<int32_t>& rows = route_.send_rows;
-  rows.resize(expert_ids_.size());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    rows[i] = static_cast<int32_t>(i) / config_.experts_per_token;
-  }
+// results. Same rounding, same sums, no copies, and the host need not know who chose whom.
+void Forward::ExpertsAlone(int layer) {
+  ChooseExperts(layer);
   const auto num_local =
       static_cast<int32_t>(parts_.experts[static_cast<size_t>(layer)].gate_up.experts.size());
-  CHECK(GroupByExpert(expert_ids_, rows, parts_.local_index, num_local, &alone_));
-  RunExperts(layer, act_.normed, alone_, act_.returned);
+  const int64_t num_pairs = act_.returned.rows;
+  auto* const offsets = all_.expert_offsets.row<int32_t>(0);
+  auto* const pair_row = all_.pair_row.row<int32_t>(0);
+  auto* const pair_out = all_.pair_out.row<int32_t>(0);
+  backend_.GroupByExpert({.ids = act_.expert_ids,
+                          .local_index = local_index_,
+                          .num_local = num_local,
+                          .expert_offsets = offsets,
+                          .pair_row = pair_row,
+                          .pair_out = pair_out});
+  RunExperts(layer,
+             act_.normed,
+             {offsets, static_cast<size_t>(num_local) + 1},
+             {.data = pair_row, .size = num_pairs},
+             {.data = pair_out, .size = num_pairs},
+             act_.returned);
+  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
 }
 
 void Forward::RunExperts(int layer,
                          const TensorView& rows,
-                         const Arrivals& in,
+                         std::span<const int32_t> expert_offsets,
+                         IndexView pair_row,
+                         IndexView pair_out,
                          const TensorView& out) {
   const ExpertLayer& experts = parts_.experts[static_cast<size_t>(layer)];
   backend_.ExpertMlp({.x = rows,
-                      .expert_offsets = in.expert_offsets,
-                      .pair_row = all_.pair_rows.Set(in.pair_rows),
-                      .pair_out = all_.pair_outs.Set(in.pair_outs),
+                      .expert_offsets = expert_offsets,
+                      .pair_row = pair_row,
+                      .pair_out = pair_out,
                       .gate_up = &experts.gate_up,
                       .gate_up_bias = experts.gate_up_bias,
                       .down = &experts.down,

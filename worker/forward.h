@@ -16,6 +16,7 @@
 #include "worker/exchange/exchange.h"
 #include "worker/kv_cache.h"
 #include "worker/lowering.h"
+#include "worker/step_shape.h"
 #include "worker/weights.h"
 
 namespace shoal {
@@ -55,14 +56,22 @@ class Forward {
   // The arrays of a step in device memory.
   struct StepIndexes {
     IndexView token_ids, positions, full_slots, window_slots, full_tables, window_tables;
+    std::span<const AttentionEntry> entries;
+    StepShape shape;
   };
 
   void TakeRows(int64_t num_rows);
-  void Attention(const LoweredStep& step, const StepIndexes& indexes, int layer);
-  absl::Status Experts(int layer, absl::Time deadline);
-  void ComputeAlone(int layer);
-  absl::Status ComputeTogether(int layer, absl::Time deadline);
-  void RunExperts(int layer, const TensorView& rows, const Arrivals& in, const TensorView& out);
+  void Embed(const StepIndexes& indexes);
+  void Attention(const StepIndexes& indexes, int layer);
+  void ChooseExperts(int layer);
+  absl::Status ExpertsTogether(int layer, absl::Time deadline);
+  void ExpertsAlone(int layer);
+  void RunExperts(int layer,
+                  const TensorView& rows,
+                  std::span<const int32_t> expert_offsets,
+                  IndexView pair_row,
+                  IndexView pair_out,
+                  const TensorView& out);
   void Sample(const LoweredStep& step, std::vector<SampleResult>* results);
   void ReturnLogits(const LoweredStep& step, std::vector<LogitRows>* logits);
   TensorView Unembed(std::span<const int32_t> rows);
@@ -82,7 +91,7 @@ class Forward {
   // Reused from layer to layer.
   std::vector<int32_t> expert_ids_;  // [rows * k], host
   Route route_;
-  Arrivals alone_;
+  const IndexView local_index_;
 };
 
 }  // namespace shoal

@@ -52,6 +52,7 @@ class CpuBackend final : public Backend {
   void RopeAndAppend(const RopeAndAppendArgs& args) override;
   void Attention(const AttentionArgs& args) override;
   void SelectExperts(const SelectExpertsArgs& args) override;
+  void GroupByExpert(const GroupByExpertArgs& args) override;
   void PickRows(const PickRowsArgs& args) override;
   void SumSlots(const SumSlotsArgs& args) override;
   void ExpertMlp(const ExpertMlpArgs& args) override;

@@ -1,9 +1,14 @@
 // (E10)-(E11) The k largest scores, falling, equal ones by lower id; shares[s] = exp(score[s] -
 // score[0]) / sum over the k, the sum in slot order. A NaN score counts as -infinity.
+//
+// GroupByExpert is a counting sort of the chosen pairs: integers, on one thread.
+#include <algorithm>
 #include <limits>
+#include <vector>
 
 #include "kernels/cpu/backend.h"
 #include "kernels/cpu/thread_pool.h"
+#include "kernels/kernel_check.h"
 #include "kernels/numeric.h"
 
 namespace shoal {
@@ -49,6 +54,27 @@ void CpuBackend::SelectExperts(const SelectExpertsArgs& args) {
                 args.shares.row<float>(r));
     }
   });
+}
+
+void CpuBackend::GroupByExpert(const GroupByExpertArgs& args) {
+  const auto k = static_cast<int32_t>(args.ids.cols);
+  const auto pairs = static_cast<int32_t>(args.ids.rows) * k;
+  const auto local_of = [&](int32_t pair) {
+    const int32_t local = args.local_index[args.ids.row<int32_t>(pair / k)[pair % k]];
+    KERNEL_CHECK(local >= 0 && local < args.num_local);
+    return local;
+  };
+  std::fill_n(args.expert_offsets, args.num_local + 1, 0);
+  for (int32_t p = 0; p < pairs; ++p) ++args.expert_offsets[local_of(p) + 1];
+  for (int32_t e = 0; e < args.num_local; ++e) {
+    args.expert_offsets[e + 1] += args.expert_offsets[e];
+  }
+  std::vector<int32_t> next(args.expert_offsets, args.expert_offsets + args.num_local);
+  for (int32_t p = 0; p < pairs; ++p) {
+    const int32_t at = next[static_cast<size_t>(local_of(p))]++;
+    args.pair_row[at] = p / k;
+    args.pair_out[at] = p;
+  }
 }
 
 }  // namespace shoal
