@@ -42,7 +42,10 @@ std::string Grouped(int64_t number) {
 
 void Print(const Inspection& i, const InspectArgs& args) {
   const ModelConfig& c = i.config;
-  std::printf("%s: sound (%s)\n", i.dir.c_str(), i.layout.c_str());
+  std::printf("%s: sound (%s, experts in memory: %s)\n",
+              i.dir.c_str(),
+              i.layout.c_str(),
+              i.experts.c_str());
   std::printf("  digest      %s\n", i.digest.c_str());
   std::printf(
       "  geometry    %d layers (%d with a window of %d), hidden %d, %d experts of %d, %d per "
@@ -92,9 +95,12 @@ void Print(const Inspection& i, const InspectArgs& args) {
 }  // namespace
 
 absl::StatusOr<Inspection> Inspect(const InspectArgs& args) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(args.dir));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
+                   Checkpoint::Open(args.dir, args.bf16_experts));
   const ModelConfig& config = checkpoint->config();
-  const ModelBudget budget = MeasureModel(config);
+  ModelConfig stored = config;
+  stored.storage = checkpoint->stored();
+  const ModelBudget budget = MeasureModel(stored);
   ASSIGN_OR_RETURN(const std::vector<int32_t> experts_per_rank, ExpertsPerRank(config, args));
   const CpuBackend backend(CpuBackendOptions{.num_threads = 1});  // For its packed sizes
   const int64_t dense_resident = DenseSegmentBytes(config);
@@ -102,7 +108,8 @@ absl::StatusOr<Inspection> Inspect(const InspectArgs& args) {
 
   Inspection result{.dir = checkpoint->dir(),
                     .config = config,
-                    .layout = std::string(LayoutName(checkpoint->layout(), config.storage)),
+                    .layout = std::string(LayoutName(checkpoint->layout(), stored.storage)),
+                    .experts = config.storage == ExpertStorage::kMxfp4 ? "MXFP4" : "BF16",
                     .digest = checkpoint->digest(),
                     .num_files = std::ssize(checkpoint->files()),
                     .num_tensors = checkpoint->num_tensors(),
@@ -140,6 +147,7 @@ std::string InspectionToJson(const Inspection& i) {
       {"dir", i.dir},
       {"sound", true},
       {"layout", i.layout},
+      {"experts", i.experts},
       {"digest", i.digest},
       {"geometry",
        {{"num_layers", c.num_layers},
@@ -183,8 +191,13 @@ int RunInspect(int argc, char** argv) {
       "--shared-dense",
       args.has_shared_dense,
       "The workers of one host map dense weights that their parent loads, as with `shoal serve`");
+  std::string load_format = "auto";
+  app.add_option("--load-format", load_format, "auto or stored; see serve")
+      ->check(CLI::IsMember({"auto", "stored"}))
+      ->capture_default_str();
   app.add_flag("--json", as_json, "One JSON object");
   if (const int code = ParseOrExitCode(app, argc, argv); code >= 0) return code;
+  if (load_format == "stored") args.bf16_experts = Bf16Experts::kKeep;
   if (args.copies > args.workers) {
     return Fail(absl::InvalidArgumentError(absl::StrCat(
         "--copies ", args.copies, ": at most --workers = ", args.workers, " can be placed")));

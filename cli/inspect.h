@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 
 #include "model/config.h"
+#include "worker/load/loader.h"
 
 namespace shoal {
 
@@ -22,6 +23,7 @@ struct Inspection {
   std::string dir;
   ModelConfig config;
   std::string layout;
+  std::string experts;  // As they are kept in memory: "MXFP4", "BF16"
   std::string digest;
   int64_t num_files = 0;
   int64_t num_tensors = 0;
@@ -40,6 +42,7 @@ struct InspectArgs {
   int workers = 1;
   int copies = 1;                 // Of every expert
   bool has_shared_dense = false;  // As `shoal serve` does on one host
+  Bf16Experts bf16_experts = Bf16Experts::kPackIfExact;
 };
 
 // Opens and checks the checkpoint; the errors are OpenCheckpoint's.

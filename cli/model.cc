@@ -51,6 +51,10 @@ absl::StatusOr<std::optional<ModelConfig>> DummyConfig(const ClusterOptions& opt
   return config;
 }
 
+Bf16Experts Bf16ExpertsOf(const ClusterOptions& options) {
+  return options.load_format == "stored" ? Bf16Experts::kKeep : Bf16Experts::kPackIfExact;
+}
+
 absl::StatusOr<OpenedModel> OpenModel(const ClusterOptions& options,
                                       WithTokenizer with_tokenizer,
                                       bool is_quiet) {
@@ -60,7 +64,7 @@ absl::StatusOr<OpenedModel> OpenModel(const ClusterOptions& options,
   if (dummy.has_value()) {
     model.source = MakeSyntheticSource(*dummy);
   } else {
-    ASSIGN_OR_RETURN(model.source, OpenCheckpoint(options.model));
+    ASSIGN_OR_RETURN(model.source, OpenCheckpoint(options.model, Bf16ExpertsOf(options)));
   }
   if (with_tokenizer == WithTokenizer::kNo) return model;
   const absl::Time start = absl::Now();
@@ -115,6 +119,7 @@ absl::StatusOr<WorkerProcessOptions> WorkerOptions(const ClusterOptions& options
   worker.id = static_cast<uint32_t>(index);
   worker.version = SHOAL_VERSION;
   worker.model = options.model;
+  worker.bf16_experts = Bf16ExpertsOf(options);
   ASSIGN_OR_RETURN(worker.dummy, DummyConfig(options));
   worker.exchange =
       options.exchange == "tcp" ? "tcp:127.0.0.1:0" : absl::StrCat(options.exchange, ":");

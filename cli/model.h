@@ -22,6 +22,8 @@ namespace shoal {
 // otherwise.
 absl::StatusOr<std::optional<ModelConfig>> DummyConfig(const ClusterOptions& options);
 
+Bf16Experts Bf16ExpertsOf(const ClusterOptions& options);
+
 struct OpenedModel {
   std::string name;  // The folder's last part, or the geometry
   std::unique_ptr<WeightSource> source;

@@ -80,10 +80,12 @@ void AddClusterOptions(CLI::App& app, ClusterOptions* options, bool model_is_req
                                       "with --load-format dummy also tiny, 20b or 120b");
   if (model_is_required) model->required();
   model->group(group);
-  app.add_option("--load-format",
-                 options->load_format,
-                 "auto: read the files; dummy: weights from a formula")
-      ->check(CLI::IsMember({"auto", "dummy"}))
+  app.add_option(
+         "--load-format",
+         options->load_format,
+         "auto: read the files, and BF16 experts that hold MXFP4 values become MXFP4 again; "
+         "stored: read the files, BF16 experts stay so; dummy: weights from a formula")
+      ->check(CLI::IsMember({"auto", "stored", "dummy"}))
       ->capture_default_str()
       ->group(group);
   app.add_option("--workers", options->workers, "worker processes on this host")

@@ -21,6 +21,7 @@ struct WorkerCommandOptions {
 absl::Status Run(WorkerCommandOptions options) {
   ASSIGN_OR_RETURN(options.worker.dummy, DummyConfig(options.cluster));
   options.worker.model = options.cluster.model;
+  options.worker.bf16_experts = Bf16ExpertsOf(options.cluster);
   options.worker.version = SHOAL_VERSION;
   return RunWorker(options.worker);
 }
@@ -43,8 +44,8 @@ int RunWorkerCommand(int argc, char** argv) {
                  options.cluster.model,
                  "checkpoint folder; with --load-format dummy also tiny, 20b or 120b")
       ->required();
-  app.add_option("--load-format", options.cluster.load_format, "auto or dummy")
-      ->check(CLI::IsMember({"auto", "dummy"}))
+  app.add_option("--load-format", options.cluster.load_format, "auto, stored or dummy; see serve")
+      ->check(CLI::IsMember({"auto", "stored", "dummy"}))
       ->capture_default_str();
   app.add_option(
          "--exchange", worker.exchange, "tcp:HOST:PORT (port 0: any), unix:[/path] or shm:[/path]")

@@ -113,6 +113,25 @@ TEST(InspectTest, SharedDenseWeightsAreTheParents) {
   EXPECT_EQ(own->parent_bytes_read, 0);
 }
 
+// A re-save in BF16 is read as it is and kept as the release is.
+TEST(InspectTest, ABf16ReSaveTakesTheMemoryOfTheRelease) {
+  TempFolder folder;
+  ASSERT_EQ(Shoal(RunSynth, {folder / "hf"}).code, 0);
+  ASSERT_EQ(Shoal(RunSynth, {folder / "bf16", "--layout", "bf16"}).code, 0);
+
+  const auto release = Inspect({.dir = folder / "hf"});
+  const auto packed = Inspect({.dir = folder / "bf16"});
+  const auto kept = Inspect({.dir = folder / "bf16", .bf16_experts = Bf16Experts::kKeep});
+
+  ASSERT_TRUE(release.ok() && packed.ok() && kept.ok());
+  EXPECT_EQ(packed->layout, "Hugging Face BF16");
+  EXPECT_EQ(packed->experts, "MXFP4");
+  EXPECT_EQ(kept->experts, "BF16");
+  EXPECT_EQ(packed->ranks[0].bytes_resident, release->ranks[0].bytes_resident);
+  EXPECT_GT(kept->ranks[0].bytes_resident, packed->ranks[0].bytes_resident);
+  EXPECT_GT(packed->ranks[0].bytes_read, 2 * release->ranks[0].bytes_read);
+}
+
 TEST(InspectTest, ExitCodesTellUsageFromABadCheckpoint) {
   TempFolder folder;
   ASSERT_EQ(Shoal(RunSynth, {folder / "m"}).code, 0);
@@ -165,7 +184,7 @@ TEST(SynthTest, OptionsReplaceNumbersOfTheGeometry) {
   EXPECT_EQ(config.head_dim, 16);
   EXPECT_EQ(config.vocab, 512);
   EXPECT_EQ(config.max_positions, 4096);
-  EXPECT_EQ(config.storage, ExpertStorage::kBf16);
+  EXPECT_EQ((*checkpoint)->stored(), ExpertStorage::kBf16);
   EXPECT_EQ(config.eos_token_ids, (std::vector<int32_t>{503, 504, 510}));
   EXPECT_GT((*checkpoint)->files().size(), 2u);
 }

@@ -39,7 +39,7 @@ def main():
             out = f"{work}/logits.npy"
             expected = run(model, micro_model.SHORT, torch.float32)
             ours = micro_model.logits(shoal, model, micro_model.SHORT, out, "--workers", "2")
-            micro_model.compare(f"{layout} short", ours, expected, micro_model.SHORT_BOUND[layout])
+            micro_model.compare(f"{layout} short", ours, expected, micro_model.SHORT_BOUND)
             expected = run(model, micro_model.LONG, torch.float32)
             ours = micro_model.logits(shoal, model, micro_model.LONG, out, "--workers", "2")
             micro_model.compare(f"{layout} long", ours, expected, micro_model.LONG_BOUND, micro_model.decided(gap))

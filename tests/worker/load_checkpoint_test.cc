@@ -57,7 +57,9 @@ std::string ErrorOf(const std::string& dir) {
 
 // The first tensor that does not read as the formula says; empty: all do.
 std::string FirstDifference(const WeightSource& source) {
-  for (const ModelTensor& tensor : ModelTensors(source.config())) {
+  ModelConfig stored = source.config();
+  stored.storage = source.stored();
+  for (const ModelTensor& tensor : ModelTensors(stored)) {
     std::vector<std::byte> expected(static_cast<size_t>(tensor.bytes())), read(expected.size());
     FillSynthetic(tensor, 0, expected);
     if (!source.Read(tensor.name, 0, read).ok() || read != expected) return tensor.name;
@@ -105,11 +107,70 @@ TEST(CheckpointTest, AllLayoutsGiveTheSameWeights) {
     Write(folder / c.name, Tiny(c.storage), c.layout, c.shard_bytes);
     const auto checkpoint = Checkpoint::Open(folder / c.name);
     ASSERT_TRUE(checkpoint.ok()) << c.name << ": " << checkpoint.status();
-    EXPECT_EQ((*checkpoint)->config(), Tiny(c.storage)) << c.name;
+    EXPECT_EQ((*checkpoint)->config(), Tiny(ExpertStorage::kMxfp4)) << c.name;
+    EXPECT_EQ((*checkpoint)->stored(), c.storage) << c.name;
     EXPECT_EQ(LayoutName((*checkpoint)->layout(), c.storage), c.layout_name);
     EXPECT_EQ((*checkpoint)->files().size() == 1, c.shard_bytes == kOneFile);
     EXPECT_EQ(FirstDifference(**checkpoint), "") << c.name;
   }
+}
+
+// Every bf16 of one expert's down_proj in layer 2 gets its last bit set, as by training.
+void Train(const std::string& file, int expert) {
+  const auto checkpoint = Checkpoint::Open(fs::path(file).parent_path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const CheckpointFile& of = (*checkpoint)->files()[0];
+  std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
+  for (const StoredTensor& tensor : of.tensors) {
+    if (tensor.name != "model.layers.2.mlp.experts.down_proj") continue;
+    const int64_t bytes = (tensor.end - tensor.begin) / 8;
+    std::string values(static_cast<size_t>(bytes), '\0');
+    const auto at = static_cast<std::streamoff>(of.data_begin + tensor.begin + expert * bytes);
+    stream.seekg(at).read(values.data(), bytes);
+    for (size_t i = 0; i < values.size(); i += 2) values[i] = static_cast<char>(values[i] | 1);
+    stream.seekp(at).write(values.data(), bytes);
+  }
+  ASSERT_TRUE(stream.flush().good());
+}
+
+TEST(CheckpointTest, Bf16ExpertsArePackedOnlyIfTheyAreMxfp4) {
+  TempFolder folder;
+  Write(folder / "saved", Tiny(ExpertStorage::kBf16));
+  fs::copy(folder / "saved", folder / "tuned");
+  Train(folder / "tuned/model.safetensors", 6);
+
+  const auto saved = Checkpoint::Open(folder / "saved");
+  const auto kept = Checkpoint::Open(folder / "saved", Bf16Experts::kKeep);
+  const auto tuned = Checkpoint::Open(folder / "tuned");
+
+  ASSERT_TRUE(saved.ok() && kept.ok() && tuned.ok());
+  EXPECT_EQ((*saved)->config().storage, ExpertStorage::kMxfp4);
+  EXPECT_EQ((*kept)->config().storage, ExpertStorage::kBf16);
+  EXPECT_EQ((*tuned)->config().storage, ExpertStorage::kBf16);
+  for (const auto* checkpoint : {&saved, &kept, &tuned}) {
+    EXPECT_EQ((**checkpoint)->stored(), ExpertStorage::kBf16);
+  }
+  EXPECT_NE((*saved)->digest(), (*kept)->digest()) << "their bits differ: no cell may mix them";
+}
+
+// The samples missed what was trained: an error, not a guess.
+TEST(CheckpointTest, ABf16ExpertThatOnlyLooksLikeMxfp4IsNamedAtItsLoad) {
+  TempFolder folder;
+  Write(folder / "m", Tiny(ExpertStorage::kBf16));
+  const auto checkpoint = Checkpoint::Open(folder / "m");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  Train(folder / "m/model.safetensors", 6);
+  LoadFakeBackend backend;
+  const auto set = ExpertSet::Create(checkpoint->get(), &backend);
+  const std::vector<ExpertId> sound = {ExpertId{5}}, trained = {ExpertId{6}};
+
+  EXPECT_TRUE(set->Hold(sound, nullptr).ok());
+  const absl::Status status = set->Hold(trained, nullptr);
+
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("model.layers.2.mlp.experts.down_proj: the block [6, 0 to 31, 0]"),
+                    HasSubstr("--load-format stored")));
 }
 
 TEST(CheckpointTest, TheIndexIsNotNeeded) {

@@ -15,6 +15,7 @@
 #include "base/status_macros.h"
 #include "model/shards.h"
 #include "worker/load/digest.h"
+#include "worker/load/mxfp4.h"
 
 namespace shoal {
 namespace {
@@ -176,17 +177,24 @@ CheckpointLayout DetectLayout(const Table& table) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<WeightSource>> OpenCheckpoint(const std::string& dir) {
-  ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(dir));
+absl::StatusOr<std::unique_ptr<WeightSource>> OpenCheckpoint(const std::string& dir,
+                                                             Bf16Experts bf16_experts) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(dir, bf16_experts));
   return std::unique_ptr<WeightSource>(std::move(checkpoint));
 }
 
-absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& dir) {
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& dir,
+                                                             Bf16Experts bf16_experts) {
   ASSIGN_OR_RETURN(std::string folder, FindFolder(dir));
   std::unique_ptr<Checkpoint> checkpoint(new Checkpoint(std::move(folder)));
   RETURN_IF_ERROR(checkpoint->ReadConfig());
   RETURN_IF_ERROR(checkpoint->OpenFiles());
   RETURN_IF_ERROR(checkpoint->CheckTables());
+  checkpoint->stored_ = checkpoint->config_.storage;
+  if (bf16_experts == Bf16Experts::kPackIfExact) {
+    ASSIGN_OR_RETURN(const bool has_mxfp4_values, checkpoint->HasMxfp4Values());
+    if (has_mxfp4_values) checkpoint->config_.storage = ExpertStorage::kMxfp4;
+  }
   ASSIGN_OR_RETURN(
       checkpoint->digest_,
       CheckpointDigest(checkpoint->config_, checkpoint->files_, &checkpoint->bytes_read_by_open_));
@@ -261,6 +269,28 @@ absl::Status Checkpoint::CheckTables() {
                             .bytes = tensor.bytes()};
   }
   return absl::OkStatus();
+}
+
+// Asks a sample from the middle of every expert's matrices: after any further training their values
+// have all their bits, in an adapter's layers at least.
+absl::StatusOr<bool> Checkpoint::HasMxfp4Values() {
+  ModelConfig packed = config_;
+  packed.storage = ExpertStorage::kMxfp4;
+  if (!packed.Validate().ok()) return false;  // Its sizes have no blocks.
+  std::array<uint16_t, kDigestSampleBytes / 2> sample;
+  const std::span<std::byte> bytes = std::as_writable_bytes(std::span(sample));
+  for (const ModelTensor& tensor : ModelTensors(config_)) {
+    if (tensor.kind != TensorKind::kGateUpWeight && tensor.kind != TensorKind::kDownWeight)
+      continue;
+    const int64_t expert_bytes = tensor.bytes_per_expert();
+    const int64_t middle = expert_bytes / 4 * 2;
+    for (int64_t expert = 0; expert < tensor.shape[0]; ++expert) {
+      RETURN_IF_ERROR(Read(tensor.name, expert * expert_bytes + middle, bytes));
+      bytes_read_by_open_ += std::ssize(bytes);
+      if (!LooksLikeMxfp4(sample)) return false;
+    }
+  }
+  return true;
 }
 
 absl::Status Checkpoint::Read(absl::string_view tensor,

@@ -27,9 +27,12 @@ struct CheckpointFile {
 // See OpenCheckpoint in loader.h. Immutable after Open; thread-safe.
 class Checkpoint final : public WeightSource {
  public:
-  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& dir);
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(
+      const std::string& dir, Bf16Experts bf16_experts = Bf16Experts::kPackIfExact);
 
   const ModelConfig& config() const override { return config_; }
+
+  ExpertStorage stored() const override { return stored_; }
 
   std::string digest() const override { return digest_; }
 
@@ -64,10 +67,11 @@ class Checkpoint final : public WeightSource {
   absl::Status ReadConfig();
   absl::Status OpenFiles();
   absl::Status CheckTables();
-  absl::Status ComputeDigest();
+  absl::StatusOr<bool> HasMxfp4Values();
 
   const std::string dir_;
   ModelConfig config_;
+  ExpertStorage stored_ = ExpertStorage::kMxfp4;
   CheckpointLayout layout_ = CheckpointLayout::kHuggingFace;
   std::vector<CheckpointFile> files_;
   absl::flat_hash_map<std::string, Place> places_;  // By canonical name

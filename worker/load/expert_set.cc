@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <future>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,6 +14,7 @@
 #include "model/tensors.h"
 #include "worker/load/loader.h"
 #include "worker/load/meter.h"
+#include "worker/load/mxfp4.h"
 #include "worker/load/widen.h"
 
 namespace shoal {
@@ -33,8 +35,8 @@ constexpr int kNanScale = 255;
 struct Projection {
   int64_t out;
   int64_t in;
-  TensorKind codes;   // MXFP4 codes or the BF16 weight
-  TensorKind scales;  // Not used for BF16
+  TensorKind codes, scales;  // As MXFP4
+  TensorKind weight;         // As BF16
   TensorKind bias;
 };
 
@@ -45,16 +47,17 @@ struct SlabLayout {
 };
 
 std::array<Projection, 2> Projections(const ModelConfig& config) {
-  const bool is_mxfp4 = config.storage == ExpertStorage::kMxfp4;
   return {Projection{.out = int64_t{2} * config.intermediate,
                      .in = config.hidden,
-                     .codes = is_mxfp4 ? TensorKind::kGateUpCodes : TensorKind::kGateUpWeight,
+                     .codes = TensorKind::kGateUpCodes,
                      .scales = TensorKind::kGateUpScales,
+                     .weight = TensorKind::kGateUpWeight,
                      .bias = TensorKind::kGateUpBias},
           Projection{.out = config.hidden,
                      .in = config.intermediate,
-                     .codes = is_mxfp4 ? TensorKind::kDownCodes : TensorKind::kDownWeight,
+                     .codes = TensorKind::kDownCodes,
                      .scales = TensorKind::kDownScales,
+                     .weight = TensorKind::kDownWeight,
                      .bias = TensorKind::kDownBias}};
 }
 
@@ -74,40 +77,67 @@ SlabLayout LayOutSlab(const ModelConfig& config, const Backend& backend) {
   return layout;
 }
 
-// One projection of one expert as the checkpoint stores it.
+// One projection of one expert: its MXFP4 codes and scales, or its BF16 weight.
 struct Stored {
-  std::vector<std::byte> codes;
-  std::vector<uint8_t> scales;
+  std::vector<uint16_t> weight;
+  Mxfp4Matrix packed;
   std::vector<float> bias;
 };
 
-int64_t CodeBytes(const Projection& p, ExpertStorage storage) {
-  return storage == ExpertStorage::kMxfp4 ? p.out * p.in / 2 : p.out * p.in * 2;
-}
-
-int64_t ScaleBytes(const Projection& p, ExpertStorage storage) {
-  return storage == ExpertStorage::kMxfp4 ? p.out * p.in / kMxBlock : 0;
-}
-
 // What is read for one projection of one expert.
-int64_t StoredBytes(const Projection& p, ExpertStorage storage) {
-  return CodeBytes(p, storage) + ScaleBytes(p, storage) + p.out * 2;
+int64_t StoredBytes(const Projection& p, ExpertStorage stored) {
+  const int64_t elements = p.out * p.in;
+  const bool is_mxfp4 = stored == ExpertStorage::kMxfp4;
+  return (is_mxfp4 ? elements / 2 + elements / kMxBlock : 2 * elements) + 2 * p.out;
+}
+
+absl::Status ReadMxfp4(const WeightSource& source,
+                       const Projection& p,
+                       int layer,
+                       int64_t expert,
+                       Mxfp4Matrix* matrix) {
+  matrix->codes.resize(static_cast<size_t>(p.out * p.in / 2));
+  matrix->scales.resize(static_cast<size_t>(p.out * p.in / kMxBlock));
+  RETURN_IF_ERROR(
+      source.Read(TensorName(p.codes, layer), expert * std::ssize(matrix->codes), matrix->codes));
+  return source.Read(TensorName(p.scales, layer),
+                     expert * std::ssize(matrix->scales),
+                     std::as_writable_bytes(std::span(matrix->scales)));
+}
+
+absl::Status Pack(const Projection& p, int layer, int64_t expert, Stored* stored) {
+  const std::optional<MatrixPlace> bad = PackMxfp4(stored->weight, p.in, p.out, &stored->packed);
+  if (!bad.has_value()) return absl::OkStatus();
+  return absl::DataLossError(
+      absl::StrCat("tensor ",
+                   TensorName(p.weight, layer),
+                   ": the block [",
+                   expert,
+                   ", ",
+                   bad->in,
+                   " to ",
+                   bad->in + kMxBlock - 1,
+                   ", ",
+                   bad->out,
+                   "] holds values that MXFP4 does not have, while samples of all experts have "
+                   "only such; --load-format stored keeps the experts as BF16"));
 }
 
 // Overwrites `stored`, whose memory is used again: fresh pages cost as much as the reading.
 absl::Status ReadStored(
     const WeightSource& source, const Projection& p, int layer, int64_t expert, Stored* stored) {
-  const ExpertStorage storage = source.config().storage;
-  stored->codes.resize(static_cast<size_t>(CodeBytes(p, storage)));
-  stored->scales.resize(static_cast<size_t>(ScaleBytes(p, storage)));
-  stored->bias.resize(static_cast<size_t>(p.out));
-  RETURN_IF_ERROR(
-      source.Read(TensorName(p.codes, layer), expert * std::ssize(stored->codes), stored->codes));
-  if (!stored->scales.empty()) {
-    RETURN_IF_ERROR(source.Read(TensorName(p.scales, layer),
-                                expert * std::ssize(stored->scales),
-                                std::as_writable_bytes(std::span(stored->scales))));
+  if (source.stored() == ExpertStorage::kMxfp4) {
+    RETURN_IF_ERROR(ReadMxfp4(source, p, layer, expert, &stored->packed));
+  } else {
+    stored->weight.resize(static_cast<size_t>(p.out * p.in));
+    RETURN_IF_ERROR(source.Read(TensorName(p.weight, layer),
+                                expert * 2 * std::ssize(stored->weight),
+                                std::as_writable_bytes(std::span(stored->weight))));
+    if (source.config().storage == ExpertStorage::kMxfp4) {
+      RETURN_IF_ERROR(Pack(p, layer, expert, stored));
+    }
   }
+  stored->bias.resize(static_cast<size_t>(p.out));
   return ReadWidened(source, TensorName(p.bias, layer), expert * p.out, stored->bias);
 }
 
@@ -246,7 +276,7 @@ absl::Status DeviceExpertSet::Load(std::span<const ExpertId> missing,
     for (size_t projection = 0; projection < projections_.size(); ++projection) {
       for (size_t local = 0; local < missing.size(); ++local) {
         items.push_back({layer, local, projection});
-        total += StoredBytes(projections_[projection], config.storage);
+        total += StoredBytes(projections_[projection], source_.stored());
       }
     }
   }
@@ -270,22 +300,26 @@ absl::Status DeviceExpertSet::Load(std::span<const ExpertId> missing,
     const Projection& projection = projections_[item.projection];
     RETURN_IF_ERROR(
         Place(buffers[i % 2], projection, item.layer, missing[item.local], (*slabs)[item.local]));
-    RETURN_IF_ERROR(meter.Add(StoredBytes(projection, config.storage)));
+    RETURN_IF_ERROR(meter.Add(StoredBytes(projection, source_.stored())));
   }
   return absl::OkStatus();
 }
 
 absl::Status DeviceExpertSet::Place(
     const Stored& stored, const Projection& p, int layer, ExpertId expert, std::byte* slab) {
-  ASSIGN_OR_RETURN(const int64_t odd, CheckScales(stored.scales, p, layer, expert.value));
-  odd_scales_ += odd;
+  const bool is_mxfp4 = source_.config().storage == ExpertStorage::kMxfp4;
+  if (is_mxfp4) {
+    ASSIGN_OR_RETURN(const int64_t odd, CheckScales(stored.packed.scales, p, layer, expert.value));
+    odd_scales_ += odd;
+  }
   const bool is_gate_up = p.bias == TensorKind::kGateUpBias;
   std::byte* base = slab + layer * layout_.layer_bytes;
   backend_.Repack({.format = FormatOf(source_.config()),
                    .out = p.out,
                    .in = p.in,
-                   .codes = stored.codes.data(),
-                   .scales = stored.scales.empty() ? nullptr : stored.scales.data(),
+                   .codes = is_mxfp4 ? stored.packed.codes.data()
+                                     : std::as_bytes(std::span(stored.weight)).data(),
+                   .scales = is_mxfp4 ? stored.packed.scales.data() : nullptr,
                    .packed = base + (is_gate_up ? layout_.gate_up : layout_.down)});
   backend_.Write(base + (is_gate_up ? layout_.gate_up_bias : layout_.down_bias),
                  stored.bias.data(),

@@ -23,12 +23,22 @@ namespace shoal {
 // Called from the loading thread now and then, and at the end. Returning false cancels: kCancelled.
 using LoadProgress = std::function<bool(int64_t done_bytes, int64_t total_bytes)>;
 
+// What becomes of BF16 experts in memory. A re-save of a release holds MXFP4 values, which the
+// samples of OpenCheckpoint show: packed again, they take a quarter of the memory and give the
+// release's bits. A fine-tune's stay BF16.
+enum class Bf16Experts : uint8_t { kPackIfExact, kKeep };
+
 // Where weights come from. Thread-safe for reading (each call opens what it needs).
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
 
+  // Its storage is how experts are kept in memory.
   virtual const ModelConfig& config() const = 0;
+
+  // How they are stored, and so read. BF16 beside a config that says MXFP4: ExpertSet packs them.
+  virtual ExpertStorage stored() const { return config().storage; }
+
   // Hexadecimal; equal for equal checkpoints: of the config, the tensor table and the file sizes.
   virtual std::string digest() const = 0;
 
@@ -41,8 +51,9 @@ class WeightSource {
 
 // Opens DIR in any of the three layouts and checks its tensor table against the config: missing,
 // extra, misshapen or wrongly typed tensors, truncated or overlapping data, bad headers. Reads
-// headers only. Errors name file, tensor and value.
-absl::StatusOr<std::unique_ptr<WeightSource>> OpenCheckpoint(const std::string& dir);
+// headers and samples only. Errors name file, tensor and value.
+absl::StatusOr<std::unique_ptr<WeightSource>> OpenCheckpoint(
+    const std::string& dir, Bf16Experts bf16_experts = Bf16Experts::kPackIfExact);
 
 // `--load-format dummy`: the formula of spec 8.6 for any geometry, made in memory; no file is read.
 // The same bytes as `shoal synth` writes.
@@ -72,7 +83,8 @@ class ExpertSet {
   virtual ~ExpertSet() = default;
 
   // Holds exactly `experts` (rising) afterwards; loads what is missing, drops what is not listed.
-  // On failure holds what it held. MXFP4 scales of 255 are kDataLoss.
+  // On failure holds what it held. MXFP4 scales of 255 are kDataLoss, and so is a BF16 expert that
+  // its samples took for MXFP4 and is not.
   virtual absl::Status Hold(std::span<const ExpertId> experts, const LoadProgress& progress) = 0;
 
   virtual std::span<const ExpertId> experts() const = 0;

@@ -150,7 +150,7 @@ absl::Status Body::OpenModel() {
     source_ = MakeSyntheticSource(*options_.dummy);
     return absl::OkStatus();
   }
-  ASSIGN_OR_RETURN(source_, OpenCheckpoint(options_.model));
+  ASSIGN_OR_RETURN(source_, OpenCheckpoint(options_.model, options_.bf16_experts));
   return absl::OkStatus();
 }
 

@@ -29,6 +29,7 @@ struct WorkerProcessOptions {
 
   // The model: a checkpoint folder, or a geometry whose weights are made by formula.
   std::string model;
+  Bf16Experts bf16_experts = Bf16Experts::kPackIfExact;
   std::optional<ModelConfig> dummy;
 
   // Dense weights: of this process (they outlive the worker), of another one (a descriptor of its
