@@ -7,11 +7,6 @@
 #include "coordinator/text/utf8.h"
 
 namespace shoal {
-namespace {
-
-constexpr absl::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
-
-}  // namespace
 
 absl::StatusOr<std::string> Detokenizer::Push(TokenId id) {
   const std::optional<absl::string_view> bytes = tokenizer_.Bytes(id);
@@ -20,24 +15,13 @@ absl::StatusOr<std::string> Detokenizer::Push(TokenId id) {
         "the tokenizer has no token ", id.value, "; ids are below ", tokenizer_.size()));
   }
   absl::StrAppend(&held_, *bytes);
-  std::string text;
-  size_t at = 0;
-  while (at < held_.size()) {
-    const Utf8Sequence sequence = ReadUtf8(held_, at);
-    if (sequence.kind == Utf8Sequence::Kind::kIncomplete) break;
-    const bool is_whole = sequence.kind == Utf8Sequence::Kind::kCharacter;
-    absl::StrAppend(&text,
-                    is_whole ? absl::string_view(held_).substr(at, sequence.size) : kReplacement);
-    at += sequence.size;
-  }
-  held_.erase(0, at);
-  return text;
+  return TakeUtf8(&held_);
 }
 
 std::string Detokenizer::Flush() {
   if (held_.empty()) return "";
   held_.clear();
-  return std::string(kReplacement);
+  return std::string(kReplacementCharacter);
 }
 
 }  // namespace shoal

@@ -217,4 +217,8 @@ size_t PieceEnd(absl::string_view text, size_t begin) {
   return Scanner(text).PieceEnd(begin);
 }
 
+bool IsLetterOrNumber(uint32_t code_point) {
+  return (Set(Classes().Get(code_point)) & (kLetters | Set(CharClass::kNumber))) != 0;
+}
+
 }  // namespace shoal

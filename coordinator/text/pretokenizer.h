@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "absl/strings/string_view.h"
 
@@ -25,5 +26,8 @@ inline constexpr absl::string_view kSplitPattern =
 // what is before it. REQUIRES: `text` is valid UTF-8; `begin` < text.size() and starts a character.
 // Returns a position in (begin, text.size()], again at the start of a character.
 size_t PieceEnd(absl::string_view text, size_t begin);
+
+// Whether a character is one of \p{L} or \p{N}.
+bool IsLetterOrNumber(uint32_t code_point);
 
 }  // namespace shoal

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "absl/strings/str_cat.h"
+
 namespace shoal {
 namespace {
 
@@ -50,6 +52,30 @@ Utf8Sequence ReadUtf8(absl::string_view bytes, size_t at) {
     code_point = code_point << 6 | (byte & 0x3Fu);
   }
   return {Kind::kCharacter, size, code_point};
+}
+
+std::string TakeUtf8(std::string* bytes) {
+  std::string text;
+  size_t at = 0;
+  while (at < bytes->size()) {
+    const size_t valid = ValidUtf8Prefix(absl::string_view(*bytes).substr(at));
+    absl::StrAppend(&text, absl::string_view(*bytes).substr(at, valid));
+    at += valid;
+    if (at == bytes->size()) break;
+    const Utf8Sequence sequence = ReadUtf8(*bytes, at);
+    if (sequence.kind == Utf8Sequence::Kind::kIncomplete) break;
+    absl::StrAppend(&text, kReplacementCharacter);
+    at += sequence.size;
+  }
+  bytes->erase(0, at);
+  return text;
+}
+
+std::string WellFormedUtf8(absl::string_view bytes) {
+  std::string held(bytes);
+  std::string text = TakeUtf8(&held);
+  if (!held.empty()) absl::StrAppend(&text, kReplacementCharacter);
+  return text;
 }
 
 size_t ValidUtf8Prefix(absl::string_view bytes) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "absl/strings/string_view.h"
 
@@ -21,6 +22,15 @@ struct Utf8Sequence {
 
 // The sequence that begins at `at`. REQUIRES: at < bytes.size().
 Utf8Sequence ReadUtf8(absl::string_view bytes, size_t at);
+
+// Takes the text that is decided out of `bytes`: whole characters, and U+FFFD for each ill-formed
+// part. What may still become a character stays: at most 3 bytes.
+std::string TakeUtf8(std::string* bytes);
+
+// `bytes` as text, U+FFFD for each ill-formed part and for an unfinished character at the end.
+std::string WellFormedUtf8(absl::string_view bytes);
+
+inline constexpr absl::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+FFFD
 
 // How many leading bytes are whole characters: bytes.size() if all of them are.
 size_t ValidUtf8Prefix(absl::string_view bytes);
