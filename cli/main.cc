@@ -6,6 +6,7 @@
 #include "cli/bench.h"
 #include "cli/coordinator.h"
 #include "cli/generate.h"
+#include "cli/harmony.h"
 #include "cli/inspect.h"
 #include "cli/logits.h"
 #include "cli/options.h"
@@ -35,6 +36,7 @@ constexpr Command kCommands[] = {
     {"logits", RunLogits, "logits of a prompt as a NumPy file"},
     {"tokenize", RunTokenize, "text to token ids"},
     {"detokenize", RunDetokenize, "token ids to text"},
+    {"harmony", RunHarmony, "what the model reads and writes: prompts, messages, tool types"},
     {"bench", RunBench, "decode, prefill and batch figures beside their ceilings"},
 };
 

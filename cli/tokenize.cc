@@ -3,7 +3,6 @@
 #include <chrono>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -12,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "cli/json_lines.h"
 #include "cli/options.h"
 #include "nlohmann/json.hpp"
 
@@ -25,10 +25,6 @@ using nlohmann::json;
 
 std::string Line(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
-}
-
-std::string Message(const absl::Status& status) {
-  return std::string(status.message().data(), status.message().size());
 }
 
 std::vector<int32_t> Values(const std::vector<TokenId>& ids) {
@@ -85,25 +81,16 @@ absl::StatusOr<json> DetokenizeRow(const Tokenizer& tokenizer, const json& row) 
   return json{{"deltas", std::move(deltas)}, {"flush", detokenizer.Flush()}};
 }
 
-// One line out for each line in, at once, so that a script may wait for it. A refused line becomes
-// {"error": ...}; the others go on.
 template <typename Convert>
-int RunLines(const Tokenizer& tokenizer, Convert convert) {
-  int code = kExitOk;
-  for (std::string line; std::getline(std::cin, line);) {
+int RunRows(const Tokenizer& tokenizer, Convert convert) {
+  return RunJsonLines([&](const std::string& line) -> absl::StatusOr<std::string> {
     const json row = json::parse(line, nullptr, false);
-    const absl::StatusOr<json> result =
-        row.is_object() ? convert(tokenizer, row)
-                        : absl::InvalidArgumentError("the line is not a JSON object in UTF-8");
-    if (!result.ok()) code = kExitFailed;
-    std::cout << Line(result.ok() ? *result : json{{"error", Message(result.status())}})
-              << std::endl;
-  }
-  return code;
-}
-
-std::string ReadStandardInput() {
-  return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+    if (!row.is_object()) {
+      return absl::InvalidArgumentError("the line is not a JSON object in UTF-8");
+    }
+    ASSIGN_OR_RETURN(const json result, convert(tokenizer, row));
+    return Line(result);
+  });
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerAloud(const std::string& folder) {
@@ -144,7 +131,7 @@ int Tokenize(const Options& options,
              const std::vector<std::string>& markers) {
   const auto tokenizer = LoadTokenizerAloud(options.model);
   if (!tokenizer.ok()) return Fail(tokenizer.status());
-  if (options.is_jsonl) return RunLines(**tokenizer, TokenizeRow);
+  if (options.is_jsonl) return RunRows(**tokenizer, TokenizeRow);
 
   SpecialTokens special{SpecialTokens::Mode::kListed, markers};
   if (markers.empty()) special.mode = SpecialTokens::Mode::kNone;
@@ -165,7 +152,7 @@ int Tokenize(const Options& options,
 int Detokenize(const Options& options, std::vector<int64_t> ids) {
   const auto tokenizer = LoadTokenizerAloud(options.model);
   if (!tokenizer.ok()) return Fail(tokenizer.status());
-  if (options.is_jsonl) return RunLines(**tokenizer, DetokenizeRow);
+  if (options.is_jsonl) return RunRows(**tokenizer, DetokenizeRow);
 
   if (ids.empty()) {
     for (std::string word; std::cin >> word;) {
