@@ -8,8 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 
-#include "base/check.h"
-
 namespace shoal {
 namespace {
 
@@ -93,10 +91,7 @@ class LogitsTranscript final : public Transcript {
       message.set_num_positions(static_cast<int32_t>(count));
       const float* begin = rows.values.data() + first * vocab;
       message.mutable_values()->Add(begin, begin + count * vocab);
-      bool owns_buffer = false;
-      CHECK(grpc::SerializationTraits<v1::LogitsResponse>::Serialize(
-                message, &out->messages.emplace_back(), &owns_buffer)
-                .ok());
+      out->messages.push_back(message.SerializeAsString());
     }
   }
 
@@ -145,8 +140,8 @@ grpc::ServerUnaryReactor* AdminFrontend::Status(grpc::CallbackServerContext* con
   return reactor;
 }
 
-Delivery::Reactor* AdminFrontend::Logits(grpc::CallbackServerContext* context,
-                                         const grpc::ByteBuffer* bytes) {
+GrpcReactor* AdminFrontend::Logits(grpc::CallbackServerContext* context,
+                                   const grpc::ByteBuffer* bytes) {
   v1::LogitsRequest wire;
   if (absl::Status status = ParseBytes(*bytes, &wire); !status.ok()) return RefuseCall(status);
   absl::StatusOr<std::vector<TokenId>> prompt =
@@ -156,7 +151,7 @@ Delivery::Reactor* AdminFrontend::Logits(grpc::CallbackServerContext* context,
       ParseLogitsRequest(*std::move(prompt), service_.model, absl::Now(), service_.NextEntropy());
   if (!request.ok()) return RefuseCall(request.status());
   auto transcript = std::make_unique<LogitsTranscript>(request->id);
-  return StartRequest(&service_, context, "Logits", *std::move(request), std::move(transcript));
+  return StartCall(&service_, context, "Logits", *std::move(request), std::move(transcript));
 }
 
 }  // namespace shoal

@@ -7,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "google/protobuf/util/time_util.h"
-#include "grpcpp/impl/codegen/proto_utils.h"
 
 #include "base/check.h"
 #include "base/status_macros.h"
@@ -108,10 +107,7 @@ Transcript::Output AnswerTranscript::Write(const std::vector<Action>& actions) {
     if (out.end.has_value()) break;
   }
   for (const v1::GenerateEvent& message : messages) {
-    bool owns_buffer = false;
-    const grpc::Status status = grpc::SerializationTraits<v1::GenerateEvent>::Serialize(
-        message, &out.messages.emplace_back(), &owns_buffer);
-    CHECK(status.ok());
+    out.messages.push_back(message.SerializeAsString());
   }
   return out;
 }

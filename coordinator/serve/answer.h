@@ -11,7 +11,6 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
-#include "grpcpp/support/byte_buffer.h"
 
 #include "base/prng.h"
 #include "coordinator/events.h"
@@ -33,9 +32,9 @@ class Transcript {
   virtual ~Transcript() = default;
 
   struct Output {
-    std::deque<grpc::ByteBuffer> messages;
-    std::vector<Event> events;        // For the core
-    std::optional<absl::Status> end;  // After the messages; nothing follows
+    std::deque<std::string> messages;  // Serialised
+    std::vector<Event> events;         // For the core
+    std::optional<absl::Status> end;   // After the messages; nothing follows
   };
 
   virtual Output Write(const std::vector<Action>& actions) = 0;

@@ -1,11 +1,12 @@
 // Brings the core's actions to the clients that read them. The loop's thread only drops an action
-// into its reader's inbox; one thread of this class turns inboxes into messages and starts the
-// writes; gRPC's threads only report what became of them. So nobody waits for a client, and all
-// that a reader knows belongs to one thread.
+// into its seat's inbox; one thread of this class turns inboxes into messages and starts the
+// writes; the readers' own threads only report what became of them. So nobody waits for a client,
+// and all that a seat knows belongs to one thread.
 //
 // A reader that does not read is parked: when more than `max_unread_tokens` wait for it, its stream
 // ends for the core (ClientGone, keep), and when it has read what was there it attaches again where
-// it stopped. Nothing is lost or repeated, and nothing beyond the limit is kept.
+// it stopped. Nothing is lost or repeated, and nothing beyond the limit is kept. Tokens become
+// messages only as the reader takes them, because as text they are a hundred times larger.
 #pragma once
 
 #include <cstddef>
@@ -23,18 +24,20 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "grpcpp/grpcpp.h"
 
 #include "coordinator/events.h"
 #include "coordinator/serve/answer.h"
 #include "coordinator/serve/event_loop.h"
+#include "coordinator/serve/stream_reader.h"
 
 namespace shoal {
 
 struct DeliveryLimits {
-  // Of the messages that wait for one reader. A token takes 16 bytes, and 12 for each alternative.
-  int64_t max_unread_tokens = 4096;
-  int64_t max_unread_bytes = 64 << 10;
+  // Of what waits for one reader.
+  int64_t max_unread_tokens = 512;
+  int64_t max_unread_bytes = 32 << 10;
+  // Of what becomes messages at once: as many tokens as make some 16 KiB of text.
+  int64_t max_batch_bytes = 4 << 10;
   absl::Duration max_parked = absl::Seconds(30);
   // Logits are not kept anywhere, so their reader cannot be parked: beyond this it is refused.
   int64_t max_unread_logit_bytes = int64_t{1} << 30;
@@ -44,18 +47,16 @@ class Delivery {
  public:
   // `loop` outlives this.
   Delivery(EventLoop* loop, const DeliveryLimits& limits);
-  // REQUIRES: the gRPC server is shut down, so every reader ends by itself.
+  // REQUIRES: the servers are shut down, so every reader ends by itself.
   ~Delivery();
 
   Delivery(const Delivery&) = delete;
   Delivery& operator=(const Delivery&) = delete;
 
-  using Reactor = grpc::ServerWriteReactor<grpc::ByteBuffer>;
-
-  // A reader of a new stream. Deletes itself after its call has ended. Thread-safe.
-  Reactor* NewReader(absl::string_view method,
-                     std::unique_ptr<Transcript> transcript,
-                     StreamId* stream);
+  // A new stream, which `reader` reads; that is destroyed after its end. Thread-safe.
+  StreamId Add(absl::string_view method,
+               std::unique_ptr<Transcript> transcript,
+               std::unique_ptr<StreamReader> reader);
 
   // An action on a stream: Refuse, Accepted, Emit, EmitLogits or Finish. Unknown streams are those
   // whose reader left. Thread-safe; never waits for a reader.
@@ -73,32 +74,32 @@ class Delivery {
   Counters counters() const;
 
  private:
-  class Reader;
+  class Seat;
   struct Work;
 
   void Run();
-  Reader* NextReady(Work* work);
-  void Serve(Reader* reader, Work work);
-  void Park(Reader* reader, const std::vector<StreamId>& streams);
-  void MaybeResume(Reader* reader);
-  void WriteNext(Reader* reader);
-  void End(Reader* reader, const absl::Status& status);
+  Seat* NextReady(Work* work);
+  void Serve(Seat* seat, Work work);
+  void Park(Seat* seat, const std::vector<StreamId>& streams);
+  void MaybeResume(Seat* seat);
+  void WriteNext(Seat* seat, bool has_more);
+  void End(Seat* seat, const absl::Status& status);
   void DropStale();
-  void Enqueue(Reader* reader) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Retire(Reader* reader, std::vector<StreamId>* streams) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Enqueue(Seat* seat) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Retire(Seat* seat, std::vector<StreamId>* streams) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   EventLoop& loop_;
   const DeliveryLimits limits_;
 
   mutable absl::Mutex mutex_;
-  absl::flat_hash_map<Reader*, std::unique_ptr<Reader>> readers_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_map<StreamId, Reader*> streams_ ABSL_GUARDED_BY(mutex_);
-  std::deque<Reader*> ready_ ABSL_GUARDED_BY(mutex_);  // Each at most once
+  absl::flat_hash_map<Seat*, std::unique_ptr<Seat>> seats_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<StreamId, Seat*> streams_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Seat*> ready_ ABSL_GUARDED_BY(mutex_);  // Each at most once
   uint64_t last_stream_ ABSL_GUARDED_BY(mutex_) = 0;
   Counters counters_ ABSL_GUARDED_BY(mutex_);
   bool is_stopping_ ABSL_GUARDED_BY(mutex_) = false;
 
-  absl::flat_hash_set<Reader*> parked_;  // Owned by thread_
+  absl::flat_hash_set<Seat*> parked_;  // Owned by thread_
   std::thread thread_;
 };
 

@@ -14,13 +14,6 @@
 namespace shoal {
 namespace {
 
-class RefusedCall final : public Delivery::Reactor {
- public:
-  explicit RefusedCall(const absl::Status& status) { Finish(ToGrpc(status)); }
-
-  void OnDone() override { delete this; }
-};
-
 absl::Status Draining() {
   return absl::UnavailableError("the server is stopping: ask another, or again when it is back");
 }
@@ -50,43 +43,35 @@ uint64_t ServiceContext::NextEntropy() {
   return prng_.Next();
 }
 
-grpc::Status ToGrpc(const absl::Status& status) {
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
-}
-
-absl::Status ParseBytes(const grpc::ByteBuffer& bytes, google::protobuf::Message* out) {
-  grpc::ByteBuffer copy(bytes);  // Shares its memory; parsing empties it.
-  if (grpc::SerializationTraits<google::protobuf::Message>::Deserialize(&copy, out).ok()) {
-    return absl::OkStatus();
+void StartRequest(ServiceContext* service,
+                  absl::string_view method,
+                  Request request,
+                  std::unique_ptr<Transcript> transcript,
+                  std::unique_ptr<StreamReader> reader) {
+  const StreamId stream = service->delivery->Add(method, std::move(transcript), std::move(reader));
+  if (service->loop->TryPost(RequestArrived{.stream = stream, .request = std::move(request)})) {
+    return;
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "the request is not a ", out->GetTypeName(), ": it is cut off, or a text is not UTF-8"));
+  service->delivery->Deliver(
+      stream,
+      Refuse{.stream = stream,
+             .status = absl::ResourceExhaustedError(
+                 "the server has more to do than it can note down: ask again in a second")});
 }
 
-Delivery::Reactor* RefuseCall(const absl::Status& status) {
-  return new RefusedCall(status);
-}
-
-Delivery::Reactor* StartRequest(ServiceContext* service,
-                                grpc::CallbackServerContext* context,
-                                absl::string_view method,
-                                Request request,
-                                std::unique_ptr<Transcript> transcript) {
+GrpcReactor* StartCall(ServiceContext* service,
+                       grpc::CallbackServerContext* context,
+                       absl::string_view method,
+                       Request request,
+                       std::unique_ptr<Transcript> transcript) {
   request.deadline = DeadlineOf(*context);
-  StreamId stream;
-  Delivery::Reactor* reader = service->delivery->NewReader(method, std::move(transcript), &stream);
-  if (!service->loop->TryPost(RequestArrived{.stream = stream, .request = std::move(request)})) {
-    service->delivery->Deliver(
-        stream,
-        Refuse{.stream = stream,
-               .status = absl::ResourceExhaustedError(
-                   "the server has more to do than it can note down: ask again in a second")});
-  }
-  return reader;
+  GrpcReader call = MakeGrpcReader();
+  StartRequest(service, method, std::move(request), std::move(transcript), std::move(call.reader));
+  return call.reactor;
 }
 
-Delivery::Reactor* Frontend::Generate(grpc::CallbackServerContext* context,
-                                      const grpc::ByteBuffer* bytes) {
+GrpcReactor* Frontend::Generate(grpc::CallbackServerContext* context,
+                                const grpc::ByteBuffer* bytes) {
   if (service_.is_draining) return RefuseCall(Draining());
   v1::GenerateRequest wire;
   if (absl::Status status = ParseBytes(*bytes, &wire); !status.ok()) return RefuseCall(status);
@@ -101,11 +86,10 @@ Delivery::Reactor* Frontend::Generate(grpc::CallbackServerContext* context,
                                                                 .choice = -1,
                                                                 .next_index = 0,
                                                                 .prefix_hash = std::nullopt});
-  return StartRequest(&service_, context, "Generate", *std::move(request), std::move(answer));
+  return StartCall(&service_, context, "Generate", *std::move(request), std::move(answer));
 }
 
-Delivery::Reactor* Frontend::Attach(grpc::CallbackServerContext* context,
-                                    const grpc::ByteBuffer* bytes) {
+GrpcReactor* Frontend::Attach(grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
   static_cast<void>(context);
   v1::AttachRequest wire;
   absl::Status status = ParseBytes(*bytes, &wire);
@@ -138,10 +122,11 @@ Delivery::Reactor* Frontend::Attach(grpc::CallbackServerContext* context,
                        .request_id = args.request_id,
                        .choice = args.choice,
                        .next_index = 0};
-  Delivery::Reactor* reader = service_.delivery->NewReader(
-      "Attach", std::make_unique<AnswerTranscript>(std::move(args)), &event.stream);
+  GrpcReader call = MakeGrpcReader();
+  event.stream = service_.delivery->Add(
+      "Attach", std::make_unique<AnswerTranscript>(std::move(args)), std::move(call.reader));
   service_.loop->Post(std::move(event));
-  return reader;
+  return call.reactor;
 }
 
 grpc::ServerUnaryReactor* Frontend::Cancel(grpc::CallbackServerContext* context,

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -16,6 +17,7 @@
 #include "base/prng.h"
 #include "coordinator/serve/delivery.h"
 #include "coordinator/serve/event_loop.h"
+#include "coordinator/serve/grpc_reader.h"
 #include "coordinator/serve/request.h"
 #include "proto/inference.grpc.pb.h"
 
@@ -42,21 +44,20 @@ struct ServiceContext {
   static uint64_t EntropyOfThisProcess();
 };
 
-// A call that ends at once.
-Delivery::Reactor* RefuseCall(const absl::Status& status);
+// Starts `request` as a stream that `reader` reads; its answer is written as `transcript` says.
+// Whatever is in the way of it, the reader is told.
+void StartRequest(ServiceContext* service,
+                  absl::string_view method,
+                  Request request,
+                  std::unique_ptr<Transcript> transcript,
+                  std::unique_ptr<StreamReader> reader);
 
-// Starts `request` as a stream read by the caller of `context`; its answer is written as
-// `transcript` says.
-Delivery::Reactor* StartRequest(ServiceContext* service,
-                                grpc::CallbackServerContext* context,
-                                absl::string_view method,
-                                Request request,
-                                std::unique_ptr<Transcript> transcript);
-
-// INVALID_ARGUMENT for bytes that are not such a message.
-absl::Status ParseBytes(const grpc::ByteBuffer& bytes, google::protobuf::Message* out);
-
-grpc::Status ToGrpc(const absl::Status& status);
+// The same for a gRPC call, which may have a deadline. Returns the call's reactor.
+GrpcReactor* StartCall(ServiceContext* service,
+                       grpc::CallbackServerContext* context,
+                       absl::string_view method,
+                       Request request,
+                       std::unique_ptr<Transcript> transcript);
 
 using InferenceCalls = v1::Inference::WithRawCallbackMethod_Generate<
     v1::Inference::WithRawCallbackMethod_Attach<v1::Inference::WithCallbackMethod_Cancel<
