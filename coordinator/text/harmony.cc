@@ -19,16 +19,35 @@ constexpr absl::string_view kKnowledgeCutoff = "2024-06";
 
 constexpr absl::string_view kRoleNames[] = {"system", "developer", "user", "assistant", "tool"};
 constexpr absl::string_view kEffortNames[] = {"low", "medium", "high"};
-constexpr absl::string_view kRepairNames[kNumRepairs] = {
-    "call_on_final",          "dirty_channel",      "duplicate_start",
-    "empty_channel",          "eos_in_header",      "extra_header_words",
-    "glued_recipient",        "glued_role",         "marker_in_content",
-    "missing_channel_marker", "missing_end",        "missing_end_start",
-    "missing_message",        "missing_namespace",  "missing_role",
-    "missing_start",          "missing_to",         "recipient_after_constrain",
-    "recipient_in_constrain", "reserved_in_header", "second_channel",
-    "second_constrain",       "start_in_header",    "stop_in_header",
-    "stray_text_dropped",     "unknown_channel",    "unknown_role"};
+constexpr absl::string_view kRepairNames[kNumRepairs] = {"call_on_final",
+                                                         "dirty_channel",
+                                                         "duplicate_start",
+                                                         "empty_channel",
+                                                         "eos_in_header",
+                                                         "extra_header_words",
+                                                         "glued_recipient",
+                                                         "glued_role",
+                                                         "hidden_message",
+                                                         "marker_in_content",
+                                                         "missing_channel_marker",
+                                                         "missing_end",
+                                                         "missing_end_start",
+                                                         "missing_message",
+                                                         "missing_namespace",
+                                                         "missing_role",
+                                                         "missing_start",
+                                                         "missing_to",
+                                                         "recipient_after_constrain",
+                                                         "recipient_in_constrain",
+                                                         "reserved_in_header",
+                                                         "second_channel",
+                                                         "second_constrain",
+                                                         "start_in_header",
+                                                         "stop_in_header",
+                                                         "stray_text_dropped",
+                                                         "text_after_arguments",
+                                                         "unknown_channel",
+                                                         "unknown_role"};
 
 // A header as long as honest ones come: the longest name that the APIs accept has 64 bytes.
 constexpr absl::string_view kLongHeader =

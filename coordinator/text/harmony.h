@@ -76,6 +76,7 @@ struct HarmonyFunction {
   std::string name;
   std::string description;                // Empty: no line for it
   std::optional<std::string> parameters;  // A JSON schema; nullopt: `() => any`
+  bool is_strict = false;                 // Arguments must fit the schema; not in the prompt
 
   friend bool operator==(const HarmonyFunction&, const HarmonyFunction&) = default;
 };
@@ -185,6 +186,7 @@ enum class Repair : uint8_t {
   kExtraHeaderWords,      // Words that mean nothing: dropped
   kGluedRecipient,        // "functions.fjson": taken as functions.f
   kGluedRole,             // "assistantfinal"
+  kHiddenMessage,         // Of a role that is not the assistant: clients do not see it
   kMarkerInContent,       // A marker, padding or unknown id within text: dropped
   kMissingChannelMarker,  // "assistant final" without <|channel|>
   kMissingEnd,            // <|start|> within text: a new message
@@ -196,14 +198,15 @@ enum class Repair : uint8_t {
   kMissingTo,             // "functions.f" without "to="
   kRecipientAfterConstrain,
   kRecipientInConstrain,
-  kReservedInHeader,  // Padding or an unknown id in a header: dropped
-  kSecondChannel,     // The last channel counts
-  kSecondConstrain,   // The last content type counts
-  kStartInHeader,     // <|start|> in a header that had text: the text is a message
-  kStopInHeader,      // The message ended in its header: what is no header is its text
-  kStrayTextDropped,  // Text between <|end|> and <|start|>
-  kUnknownChannel,    // Kept as it is
-  kUnknownRole,       // Taken as the assistant
+  kReservedInHeader,    // Padding or an unknown id in a header: dropped
+  kSecondChannel,       // The last channel counts
+  kSecondConstrain,     // The last content type counts
+  kStartInHeader,       // <|start|> in a header that had text: the text is a message
+  kStopInHeader,        // The message ended in its header: what is no header is its text
+  kStrayTextDropped,    // Text between <|end|> and <|start|>
+  kTextAfterArguments,  // Behind the first JSON value of a call: dropped
+  kUnknownChannel,      // Kept as it is
+  kUnknownRole,         // Taken as the assistant
 };
 inline constexpr int kNumRepairs = static_cast<int>(Repair::kUnknownRole) + 1;
 absl::string_view RepairName(Repair repair);  // "call_on_final"

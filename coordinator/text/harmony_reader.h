@@ -47,6 +47,9 @@ class HarmonyReader {
   // Of the message whose content this is. REQUIRES: state() is kContent.
   const MessageHeader& header() const;
 
+  // The last token ended within a character, whose text is to come. REQUIRES: state() is kContent.
+  bool IsWithinCharacter() const { return !held_.empty(); }
+
  private:
   using Events = std::vector<HarmonyEvent>;
 

@@ -20,7 +20,7 @@ namespace {
 
 using Piece = std::variant<TokenId, std::string>;
 
-// As Rust's str::lines: "\n" or "\r\n" ends a line, and there is no empty last one.
+// As Rust's str::lines: "\n" or "\r\n" ends a line, and there is no empty last one. Views of text.
 std::vector<absl::string_view> Lines(absl::string_view text) {
   std::vector<absl::string_view> lines;
   while (!text.empty()) {
@@ -40,7 +40,8 @@ absl::Status InContext(absl::string_view where, const absl::Status& status) {
 absl::StatusOr<std::string> NamespaceSection(const ToolNamespace& tools) {
   // Joined by newlines; the items that end with one leave an empty line.
   std::vector<std::string> items = {absl::StrCat("## ", tools.name, "\n")};
-  for (const absl::string_view line : Lines(tools.description.value_or(""))) {
+  const std::string description = tools.description.value_or("");
+  for (const absl::string_view line : Lines(description)) {
     items.push_back(absl::StrCat(tools.functions.empty() ? "" : "// ", line));
   }
   if (tools.functions.empty()) return absl::StrJoin(items, "\n");
@@ -105,7 +106,8 @@ absl::StatusOr<std::string> SystemText(const SystemContent& content, bool has_fu
 // Not in openai-harmony; laid out as its guide shows.
 absl::StatusOr<std::string> FormatSection(const ResponseFormat& format) {
   std::string section = absl::StrCat("## ", format.name, "\n\n");
-  for (const absl::string_view line : Lines(format.description.value_or(""))) {
+  const std::string description = format.description.value_or("");
+  for (const absl::string_view line : Lines(description)) {
     absl::StrAppend(&section, "// ", line, "\n");
   }
   const auto schema = ParseJson(format.schema);
