@@ -1,6 +1,8 @@
 #include "cli/harmony.h"
 
+#include <cstdint>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,12 +12,20 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "cli/harmony_messages.h"
 #include "cli/json_lines.h"
 #include "cli/options.h"
 #include "cli/tokenize.h"
 
 #include "base/status_macros.h"
+#include "coordinator/api/answer_items.h"
+#include "coordinator/api/chat_completions.h"
+#include "coordinator/api/chat_writer.h"
+#include "coordinator/api/errors.h"
+#include "coordinator/api/responses.h"
+#include "coordinator/api/responses_writer.h"
 #include "coordinator/text/harmony.h"
 #include "coordinator/text/harmony_reader.h"
 #include "coordinator/text/harmony_writer.h"
@@ -91,8 +101,8 @@ ordered_json OrNull(const std::optional<std::string>& text) {
 // {"messages", "auto_drop", "completion", "training"} -> {"ids", "text"}
 absl::StatusOr<ordered_json> RenderRow(const Engine& engine, const ordered_json& row) {
   using Ending = RenderOptions::Ending;
-  ASSIGN_OR_RETURN(const ordered_json* list, Needed(row, "messages"));
-  ASSIGN_OR_RETURN(const std::vector<HarmonyMessage> messages, ReadMessages(*list));
+  RETURN_IF_ERROR(Needed(row, "messages").status());
+  ASSIGN_OR_RETURN(const std::vector<HarmonyMessage> messages, ReadMessages(row));
   RenderOptions options;
   options.drops_analysis = FlagOr(row, "auto_drop", true);
   options.ending = FlagOr(row, "training", false)    ? Ending::kTraining
@@ -175,6 +185,132 @@ absl::StatusOr<ordered_json> ParseRow(const Engine& engine, const ordered_json& 
                       {"repairs", std::move(writer.repairs)}};
 }
 
+// ---- request
+
+std::string Today() {
+  return absl::FormatTime("%Y-%m-%d", absl::Now(), absl::UTCTimeZone());
+}
+
+absl::StatusOr<ApiRequest> ParseApiRequest(const ordered_json& row, const ordered_json& request) {
+  const ordered_json api =
+      row.value("api", ordered_json(request.contains("input") ? "responses" : "chat"));
+  const ordered_json date = row.value("today", ordered_json(Today()));
+  std::optional<std::string> today;
+  if (date.is_string()) today = date.get<std::string>();
+  const std::string body = CompactJson(request);
+  if (api == "chat") return ParseChatRequest(body, today);
+  if (api != "responses") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("api must be chat or responses, not ", CompactJson(api)));
+  }
+  ASSIGN_OR_RETURN(ResponsesRequest responses, ParseResponsesRequest(body, today));
+  return std::move(responses.request);
+}
+
+// {"request", "api", "today"} -> {"messages", "ids", "text"}, or {"http_status", "error"}: what a
+// server answers to a request that it refuses. The body alone will do, too.
+absl::StatusOr<ordered_json> RequestRow(const Engine& engine, const ordered_json& row) {
+  const auto body = row.find("request");
+  const absl::StatusOr<ApiRequest> request = body == row.end()
+                                                 ? ParseApiRequest(ordered_json::object(), row)
+                                                 : ParseApiRequest(row, *body);
+  if (!request.ok()) {
+    const ApiError error = ApiErrorOf(request.status());
+    ordered_json answer = ordered_json::parse(ErrorBody(error));
+    answer["http_status"] = error.http_status;
+    return answer;
+  }
+  const std::vector<HarmonyMessage> messages = MessagesOf(request->conversation);
+  ASSIGN_OR_RETURN(const std::vector<TokenId> ids, RenderHarmony(messages, engine.tokens, {}));
+  return ordered_json{{"messages", WriteMessages(messages)},
+                      {"ids", IdList(ids)},
+                      {"text", HarmonyText(ids, *engine.tokenizer)}};
+}
+
+// ---- output
+
+// Items, token by token; then the rest.
+using ItemBatches = std::vector<std::vector<ItemEvent>>;
+
+ItemBatches ItemsOf(const Engine& engine,
+                    const FunctionNames& functions,
+                    const std::vector<TokenId>& ids) {
+  ItemReader reader(&engine.tokens, &functions, {});
+  ItemBatches batches;
+  for (const TokenId id : ids) reader.Push({id, 0, {}}, &batches.emplace_back());
+  reader.Finish(&batches.emplace_back());
+  return batches;
+}
+
+ChatAnswerArgs PlainChatArgs() {
+  ChatAnswerArgs args;
+  args.repeats_reasoning_content = false;
+  return args;
+}
+
+void AddChatStream(const ItemBatches& items, AnswerEnd end, ordered_json* out) {
+  const ChatAnswerArgs args = PlainChatArgs();
+  ChatStreamWriter writer(&args, 0, "call_");
+  std::vector<std::string> chunks = {writer.Begin()};
+  for (const std::vector<ItemEvent>& batch : items) writer.Write(batch, &chunks);
+  ordered_json deltas = ordered_json::array();
+  for (const std::string& chunk : chunks) {
+    deltas.push_back(ordered_json::parse(chunk)["choices"][0]["delta"]);
+  }
+  (*out)["chat_deltas"] = std::move(deltas);
+  (*out)["finish_reason"] = ordered_json::parse(writer.End(end))["choices"][0]["finish_reason"];
+}
+
+void AddChatMessage(const ItemBatches& items, AnswerEnd end, ordered_json* out) {
+  std::vector<ChatChoice> choices(1, ChatChoice("call_"));
+  for (const std::vector<ItemEvent>& batch : items) choices[0].Write(batch);
+  choices[0].End(end);
+  ordered_json body = ordered_json::parse(ChatCompletionBody(PlainChatArgs(), choices, {}));
+  ordered_json& message = body["choices"][0]["message"];
+  message.erase("refusal");
+  (*out)["chat_message"] = std::move(message);
+}
+
+// Without sequence numbers, and of response objects only what the items decide.
+void AddResponsesEvents(const ItemBatches& items, AnswerEnd end, ordered_json* out) {
+  ResponsesAnswerArgs args;
+  args.echo = "{}";
+  ResponsesWriter writer(std::move(args));
+  std::vector<ResponsesEvent> events;
+  writer.Begin(&events);
+  for (const std::vector<ItemEvent>& batch : items) writer.Write(batch, &events);
+  writer.End(end, {}, &events);
+  ordered_json list = ordered_json::array();
+  for (const ResponsesEvent& event : events) {
+    ordered_json data = ordered_json::parse(event.data);
+    data.erase("type");
+    data.erase("sequence_number");
+    if (data.contains("response")) {
+      const ordered_json response = std::move(data["response"]);
+      data = ordered_json::object();
+      for (const char* const key : {"status", "output", "incomplete_details"}) {
+        if (response["status"] != "in_progress") data[key] = response[key];
+      }
+    }
+    list.push_back({{"event", event.type}, {"data", std::move(data)}});
+  }
+  (*out)["responses_events"] = std::move(list);
+}
+
+// {"ids", "functions"} -> {"chat_deltas", "finish_reason", "chat_message", "responses_events"}
+absl::StatusOr<ordered_json> OutputRow(const Engine& engine, const ordered_json& row) {
+  ASSIGN_OR_RETURN(const std::vector<TokenId> ids, IdsOf(row));
+  ASSIGN_OR_RETURN(const FunctionNames functions, FunctionsOf(row));
+  const bool is_whole = !ids.empty() && engine.tokens.EndsGeneration(ids.back());
+  const AnswerEnd end = is_whole ? AnswerEnd::kStopToken : AnswerEnd::kLength;
+  const ItemBatches items = ItemsOf(engine, functions, ids);
+  ordered_json out;
+  AddChatStream(items, end, &out);
+  AddChatMessage(items, end, &out);
+  AddResponsesEvents(items, end, &out);
+  return out;
+}
+
 // ---- The command
 
 struct Conversion {
@@ -188,6 +324,11 @@ constexpr Conversion kConversions[] = {
     {"render", RenderRow, true, "messages, auto_drop, completion, training -> ids, text"},
     {"parse", ParseRow, true, "ids, role, functions -> events, messages, repairs"},
     {"types", TypesRow, false, "schema -> ts"},
+    {"request", RequestRow, true, "request, api, today -> messages, ids, text"},
+    {"output",
+     OutputRow,
+     true,
+     "ids, functions -> chat_deltas, chat_message, finish_reason, responses_events"},
 };
 
 absl::StatusOr<Engine> LoadEngine(const Conversion& conversion, const std::string& model) {
@@ -212,13 +353,15 @@ int Run(const Conversion& conversion, const std::string& model, bool is_jsonl) {
   if (is_jsonl) {
     return RunJsonLines([&](const std::string& line) -> absl::StatusOr<std::string> {
       ASSIGN_OR_RETURN(const ordered_json result, Convert(conversion, *engine, line));
-      return result.dump();
+      return result.dump(-1, ' ', true);  // ASCII: some readers take U+2028 for the end of a line
     });
   }
   const auto result = Convert(conversion, *engine, ReadStandardInput());
   if (!result.ok()) return Fail(result.status());
-  std::cout << result->dump(1) << "\n";
-  return kExitOk;
+  // A prompt is for reading; the rest, for looking things up.
+  const auto text = result->find("text");
+  std::cout << (text == result->end() ? result->dump(1) : text->get<std::string>()) << "\n";
+  return result->contains("http_status") ? kExitFailed : kExitOk;
 }
 
 }  // namespace

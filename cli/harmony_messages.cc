@@ -6,9 +6,9 @@
 #include <variant>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/str_cat.h"
 
 #include "base/status_macros.h"
+#include "coordinator/api/json_fields.h"
 #include "coordinator/text/json_text.h"
 
 namespace shoal {
@@ -16,61 +16,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// One JSON object and where it stands, for errors.
-class Fields {
- public:
-  static absl::StatusOr<Fields> Of(const ordered_json& value, std::string path) {
-    if (value.is_object()) return Fields(&value, std::move(path));
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, " must be an object, not ", value.type_name()));
-  }
-
-  // Null if it is missing or null.
-  const ordered_json* Find(const char* key) const {
-    const auto at = value_.find(key);
-    return at == value_.end() || at->is_null() ? nullptr : &*at;
-  }
-
-  std::string PathOf(absl::string_view key) const { return absl::StrCat(path_, ".", key); }
-
-  absl::StatusOr<std::optional<std::string>> Text(const char* key) const {
-    const ordered_json* const value = Find(key);
-    if (value == nullptr) return std::nullopt;
-    if (value->is_string()) return value->get<std::string>();
-    return absl::InvalidArgumentError(
-        absl::StrCat(PathOf(key), " must be a string, not ", value->type_name()));
-  }
-
-  absl::StatusOr<std::string> NeededText(const char* key) const {
-    ASSIGN_OR_RETURN(std::optional<std::string> text, Text(key));
-    if (text) return *std::move(text);
-    return absl::InvalidArgumentError(absl::StrCat(PathOf(key), " is missing; it is a string"));
-  }
-
-  // Calls read(element, its path) for each element of a list, if there is one.
-  template <typename Read>
-  absl::Status ForEach(const char* key, Read read) const {
-    const ordered_json* const list = Find(key);
-    if (list == nullptr) return absl::OkStatus();
-    if (!list->is_array()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(PathOf(key), " must be a list, not ", list->type_name()));
-    }
-    for (size_t i = 0; i < list->size(); ++i) {
-      RETURN_IF_ERROR(read((*list)[i], absl::StrCat(PathOf(key), "[", i, "]")));
-    }
-    return absl::OkStatus();
-  }
-
- private:
-  Fields(const ordered_json* value, std::string path) : value_(*value), path_(std::move(path)) {}
-
-  const ordered_json& value_;
-  std::string path_;
-};
-
-absl::StatusOr<HarmonyFunction> ReadFunction(const ordered_json& value, std::string path) {
-  ASSIGN_OR_RETURN(const Fields fields, Fields::Of(value, std::move(path)));
+absl::StatusOr<HarmonyFunction> ReadDeclaration(const JsonFields& fields) {
   HarmonyFunction function;
   ASSIGN_OR_RETURN(function.name, fields.NeededText("name"));
   ASSIGN_OR_RETURN(const std::optional<std::string> description, fields.Text("description"));
@@ -81,71 +27,58 @@ absl::StatusOr<HarmonyFunction> ReadFunction(const ordered_json& value, std::str
   return function;
 }
 
-absl::StatusOr<ToolNamespaces> ReadNamespaces(const Fields& content) {
+absl::StatusOr<ToolNamespaces> ReadNamespaces(const JsonFields& content) {
+  ASSIGN_OR_RETURN(const JsonFields tools, content.Object("tools"));
   ToolNamespaces namespaces;
-  const ordered_json* const tools = content.Find("tools");
-  if (tools == nullptr) return namespaces;
-  if (!tools->is_object()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(content.PathOf("tools"), " must be an object, not ", tools->type_name()));
-  }
-  for (const auto& [key, value] : tools->items()) {
-    ASSIGN_OR_RETURN(const Fields fields,
-                     Fields::Of(value, absl::StrCat(content.PathOf("tools"), ".", key)));
+  for (const auto& [key, value] : tools.json().items()) {
+    ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(value, tools.PathOf(key)));
     ToolNamespace& out = namespaces[key];
     ASSIGN_OR_RETURN(out.name, fields.NeededText("name"));
     ASSIGN_OR_RETURN(out.description, fields.Text("description"));
-    RETURN_IF_ERROR(
-        fields.ForEach("tools", [&](const ordered_json& tool, std::string path) -> absl::Status {
-          ASSIGN_OR_RETURN(HarmonyFunction function, ReadFunction(tool, std::move(path)));
-          out.functions.push_back(std::move(function));
-          return absl::OkStatus();
-        }));
+    RETURN_IF_ERROR(fields.ForEachObject("tools", [&](const JsonFields& tool) -> absl::Status {
+      ASSIGN_OR_RETURN(HarmonyFunction function, ReadDeclaration(tool));
+      out.functions.push_back(std::move(function));
+      return absl::OkStatus();
+    }));
   }
   return namespaces;
 }
 
-absl::StatusOr<SystemContent> ReadSystem(const Fields& fields) {
+absl::StatusOr<std::optional<ReasoningEffort>> ReadEffortWord(const JsonFields& fields) {
+  ASSIGN_OR_RETURN(const std::optional<std::string> word, fields.Text("reasoning_effort"));
+  if (!word) return std::nullopt;
+  for (const auto known :
+       {ReasoningEffort::kLow, ReasoningEffort::kMedium, ReasoningEffort::kHigh}) {
+    if (absl::AsciiStrToLower(*word) == EffortName(known)) return known;
+  }
+  return fields.Bad("reasoning_effort", "Low, Medium or High");
+}
+
+absl::StatusOr<SystemContent> ReadSystem(const JsonFields& fields) {
   SystemContent system;
   ASSIGN_OR_RETURN(system.model_identity, fields.Text("model_identity"));
   ASSIGN_OR_RETURN(system.knowledge_cutoff, fields.Text("knowledge_cutoff"));
   ASSIGN_OR_RETURN(system.conversation_start_date, fields.Text("conversation_start_date"));
-  ASSIGN_OR_RETURN(const std::optional<std::string> effort, fields.Text("reasoning_effort"));
-  if (effort) {
-    for (const auto known :
-         {ReasoningEffort::kLow, ReasoningEffort::kMedium, ReasoningEffort::kHigh}) {
-      if (absl::AsciiStrToLower(*effort) == EffortName(known)) system.reasoning_effort = known;
-    }
-    if (!system.reasoning_effort) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          fields.PathOf("reasoning_effort"), " must be Low, Medium or High, not ", *effort));
-    }
-  }
+  ASSIGN_OR_RETURN(system.reasoning_effort, ReadEffortWord(fields));
   ASSIGN_OR_RETURN(system.tools, ReadNamespaces(fields));
-  const ordered_json* const config = fields.Find("channel_config");
-  if (config == nullptr) return system;
-  ASSIGN_OR_RETURN(const Fields channels, Fields::Of(*config, fields.PathOf("channel_config")));
-  RETURN_IF_ERROR(channels.ForEach(
-      "valid_channels", [&](const ordered_json& channel, const std::string& path) -> absl::Status {
-        if (!channel.is_string()) {
-          return absl::InvalidArgumentError(absl::StrCat(path, " must be a string"));
-        }
-        system.valid_channels.push_back(channel.get<std::string>());
-        return absl::OkStatus();
-      }));
-  const ordered_json* const required = channels.Find("channel_required");
-  system.is_channel_required =
-      required != nullptr && required->is_boolean() && required->get<bool>();
+  ASSIGN_OR_RETURN(const JsonFields config, fields.Object("channel_config"));
+  ASSIGN_OR_RETURN(const ordered_json* channels, config.List("valid_channels"));
+  if (channels == nullptr) return system;
+  for (const ordered_json& channel : *channels) {
+    if (!channel.is_string()) return config.Bad("valid_channels", "a list of names");
+    system.valid_channels.push_back(channel.get<std::string>());
+  }
+  ASSIGN_OR_RETURN(const std::optional<bool> is_required, config.Flag("channel_required"));
+  system.is_channel_required = is_required.value_or(false);
   return system;
 }
 
-absl::StatusOr<DeveloperContent> ReadDeveloper(const Fields& fields) {
+absl::StatusOr<DeveloperContent> ReadDeveloper(const JsonFields& fields) {
   DeveloperContent developer;
   ASSIGN_OR_RETURN(developer.instructions, fields.Text("instructions"));
   ASSIGN_OR_RETURN(developer.tools, ReadNamespaces(fields));
-  RETURN_IF_ERROR(fields.ForEach(
-      "response_formats", [&](const ordered_json& value, std::string path) -> absl::Status {
-        ASSIGN_OR_RETURN(const Fields format, Fields::Of(value, std::move(path)));
+  RETURN_IF_ERROR(
+      fields.ForEachObject("response_formats", [&](const JsonFields& format) -> absl::Status {
         ResponseFormat& out = developer.response_formats.emplace_back();
         ASSIGN_OR_RETURN(out.name, format.NeededText("name"));
         ASSIGN_OR_RETURN(out.description, format.Text("description"));
@@ -156,25 +89,19 @@ absl::StatusOr<DeveloperContent> ReadDeveloper(const Fields& fields) {
   return developer;
 }
 
-absl::StatusOr<HarmonyPart> ReadPart(const ordered_json& value, std::string path) {
-  ASSIGN_OR_RETURN(const Fields fields, Fields::Of(value, std::move(path)));
+absl::StatusOr<HarmonyPart> ReadPart(const JsonFields& fields) {
   ASSIGN_OR_RETURN(const std::string type, fields.NeededText("type"));
   if (type == "text") return fields.NeededText("text");
   if (type == "system_content") return ReadSystem(fields);
   if (type == "developer_content") return ReadDeveloper(fields);
-  return absl::InvalidArgumentError(absl::StrCat(
-      fields.PathOf("type"), " must be text, system_content or developer_content, not ", type));
+  return fields.Bad("type", "text, system_content or developer_content");
 }
 
-absl::StatusOr<HarmonyMessage> ReadMessage(const ordered_json& value, std::string path) {
-  ASSIGN_OR_RETURN(const Fields fields, Fields::Of(value, std::move(path)));
+absl::StatusOr<HarmonyMessage> ReadMessage(const JsonFields& fields) {
   HarmonyMessage message;
   ASSIGN_OR_RETURN(const std::string role, fields.NeededText("role"));
   const std::optional<Role> known = ParseRole(role);
-  if (!known) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        fields.PathOf("role"), " must be system, developer, user, assistant or tool, not ", role));
-  }
+  if (!known) return fields.Bad("role", "system, developer, user, assistant or tool");
   message.role = *known;
   ASSIGN_OR_RETURN(message.name, fields.Text("name"));
   ASSIGN_OR_RETURN(message.recipient, fields.Text("recipient"));
@@ -185,16 +112,12 @@ absl::StatusOr<HarmonyMessage> ReadMessage(const ordered_json& value, std::strin
     message.content.emplace_back(content->get<std::string>());
     return message;
   }
-  if (content == nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(fields.PathOf("content"), " is missing; it is a string or a list of parts"));
-  }
-  RETURN_IF_ERROR(
-      fields.ForEach("content", [&](const ordered_json& part, std::string at) -> absl::Status {
-        ASSIGN_OR_RETURN(HarmonyPart read, ReadPart(part, std::move(at)));
-        message.content.push_back(std::move(read));
-        return absl::OkStatus();
-      }));
+  if (content == nullptr) return fields.Bad("content", "a string or a list of parts");
+  RETURN_IF_ERROR(fields.ForEachObject("content", [&](const JsonFields& part) -> absl::Status {
+    ASSIGN_OR_RETURN(HarmonyPart read, ReadPart(part));
+    message.content.push_back(std::move(read));
+    return absl::OkStatus();
+  }));
   return message;
 }
 
@@ -264,18 +187,15 @@ struct PartWriter {
 
 }  // namespace
 
-absl::StatusOr<std::vector<HarmonyMessage>> ReadMessages(const ordered_json& messages) {
-  if (!messages.is_array()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("messages must be a list, not ", messages.type_name()));
-  }
-  std::vector<HarmonyMessage> result;
-  for (const ordered_json& value : messages) {
-    ASSIGN_OR_RETURN(HarmonyMessage message,
-                     ReadMessage(value, absl::StrCat("messages[", result.size(), "]")));
-    result.push_back(std::move(message));
-  }
-  return result;
+absl::StatusOr<std::vector<HarmonyMessage>> ReadMessages(const ordered_json& row) {
+  ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(row, ""));
+  std::vector<HarmonyMessage> messages;
+  RETURN_IF_ERROR(fields.ForEachObject("messages", [&](const JsonFields& value) -> absl::Status {
+    ASSIGN_OR_RETURN(HarmonyMessage message, ReadMessage(value));
+    messages.push_back(std::move(message));
+    return absl::OkStatus();
+  }));
+  return messages;
 }
 
 ordered_json WriteMessages(const std::vector<HarmonyMessage>& messages) {

@@ -10,8 +10,9 @@
 
 namespace shoal {
 
-// kInvalidArgument names the field that is wrong, for example messages[1].content[0].type.
-absl::StatusOr<std::vector<HarmonyMessage>> ReadMessages(const nlohmann::ordered_json& messages);
+// From the field "messages" of an object. kInvalidArgument names the field that is wrong, for
+// example messages[1].content[0].type.
+absl::StatusOr<std::vector<HarmonyMessage>> ReadMessages(const nlohmann::ordered_json& row);
 
 nlohmann::ordered_json WriteMessages(const std::vector<HarmonyMessage>& messages);
 

@@ -2,9 +2,9 @@
 
 #include <filesystem>
 #include <fstream>
-#include <iostream>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/options.h"
@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
+#include "tests/cli/standard_streams.h"
 #include "tests/coordinator/text/tokenizer_json.h"
 
 namespace shoal {
@@ -36,21 +37,10 @@ class TokenizeCommandTest : public testing::Test {
   using Command = int (*)(int, char**);
 
   int Run(Command command, std::vector<std::string> arguments, const std::string& input) {
-    arguments.insert(arguments.begin(), "subcommand");
-    std::vector<char*> argv;
-    for (std::string& argument : arguments) argv.push_back(argument.data());
-    std::istringstream in(input);
-    std::ostringstream out;
-    std::streambuf* const old_in = std::cin.rdbuf(in.rdbuf());
-    std::streambuf* const old_out = std::cout.rdbuf(out.rdbuf());
-    testing::internal::CaptureStderr();
-    std::cin.clear();
-    const int code = command(static_cast<int>(argv.size()), argv.data());
-    std::cin.rdbuf(old_in);
-    std::cout.rdbuf(old_out);
-    output_ = out.str();
-    errors_ = testing::internal::GetCapturedStderr();
-    return code;
+    const CommandResult result = RunCommand(command, std::move(arguments), input);
+    output_ = result.output;
+    errors_ = result.errors;
+    return result.code;
   }
 
   std::vector<json> OutputLines() const {
