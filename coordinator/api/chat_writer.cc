@@ -1,5 +1,7 @@
 #include "coordinator/api/chat_writer.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 #include <variant>
 
