@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "coordinator/cell.h"
 #include "coordinator/fleet.h"
+#include "coordinator/masks.h"
 #include "coordinator/requests.h"
 #include "coordinator/schedule/admission.h"
 
@@ -22,7 +23,9 @@ namespace shoal {
 class Coordinator::Impl : public CellListener {
  public:
   explicit Impl(const CoordinatorOptions& options)
-      : fleet_(options), requests_(options.retention, options.max_retained) {
+      : fleet_(options),
+        requests_(options.retention, options.max_retained),
+        masks_(options.mask_patience) {
     CHECK_GT(options.max_positions, 0);
     CHECK_GT(options.max_rows, 0);
     CHECK_GT(options.prefill_chunk, 0);
@@ -50,6 +53,7 @@ class Coordinator::Impl : public CellListener {
   void On(const ClientGone& event);
   void On(const CancelAsked& event);
   void On(const StopFound& event);
+  void On(const MaskReady& event);
   absl::Status CheckRequest(const Request& request) const;
   void Queue(Request request, StreamId stream);
   void FinishAll(FinishReason reason, RequestState* request);
@@ -86,6 +90,7 @@ class Coordinator::Impl : public CellListener {
 
   Fleet fleet_;
   Requests requests_;
+  Masks masks_;
   std::map<CellId, Cell> cells_;
   std::map<SequenceId, Sequence> sequences_;  // Unfinished, or with rows in flight
   std::set<SequenceId> waiting_;              // By age: who was preempted keeps its place
@@ -144,28 +149,16 @@ absl::Status Coordinator::Impl::CheckRequest(const Request& request) const {
 void Coordinator::Impl::Queue(Request request, StreamId stream) {
   const std::vector<TokenId> prompt = request.prompt;
   RequestState* const state = requests_.Add(fleet_.now, std::move(request));
-  const Request& asked = state->request;
   ++num_accepted_;
   num_prompt_tokens_ += state->prompt_tokens;
   requests_.Attach(stream, -1, 0, state, fleet_.actions);
   // Without a running cell it is not known whether the request can be finished at all.
   if (!Homes().empty()) requests_.Announce(state, fleet_.actions);
-  for (int32_t c = 0; c < asked.num_choices; ++c) {
+  for (int32_t c = 0; c < state->request.num_choices; ++c) {
     const SequenceId id = fleet_.NextSequence();
     state->choices[static_cast<size_t>(c)].sequence = id;
-    Sequence& sequence = sequences_[id];
-    sequence.id = id;
-    sequence.request = state->number;
-    sequence.choice = c;
-    sequence.prompt_length = state->prompt_tokens;
-    sequence.max_length = state->prompt_tokens + (asked.wants_prompt_logits ? 0 : asked.max_tokens);
-    sequence.sampling = asked.sampling;
-    sequence.sampling.seed = ChoiceSeed(asked.sampling.seed, c);
-    sequence.cache_scope = CacheScope(asked.tenant, asked.cache_salt);
-    sequence.uses_prefix_cache = asked.use_prefix_cache && !asked.wants_prompt_logits;
-    sequence.wants_prompt_logits = asked.wants_prompt_logits;
-    sequence.envelope = asked.envelope;
-    sequence.tokens = prompt;
+    const Sequence& sequence = sequences_[id] = NewSequence(id, *state, c, prompt);
+    if (sequence.is_constrained) masks_.Ask(fleet_.now, sequence, fleet_.actions);
     waiting_.insert(id);
   }
 }
@@ -226,6 +219,15 @@ void Coordinator::Impl::On(const StopFound& event) {
   choice.usage.completion_tokens = static_cast<int32_t>(choice.output.size());
 }
 
+void Coordinator::Impl::On(const MaskReady& event) {
+  const auto found = sequences_.find(event.sequence);
+  if (found == sequences_.end() || found->second.state == SequenceState::kEnded) return;
+  Sequence& sequence = found->second;
+  if (!masks_.Answer(event, &sequence) || event.status.ok()) return;
+  RequestState* const request = requests_.At(sequence.request);
+  Finish(FinishReason::kError, event.status, request, sequence.choice);
+}
+
 void Coordinator::Impl::FinishAll(FinishReason reason, RequestState* request) {
   const uint64_t number = request->number;
   absl::Status error;
@@ -251,6 +253,7 @@ void Coordinator::Impl::Finish(FinishReason reason,
   choice.timings.preemptions = sequence.preemptions;
   choice.timings.epochs = sequence.epochs;
   if (request->num_unfinished == 1) ++num_finished_;
+  masks_.Forget(sequence.id);
   requests_.Finish(fleet_.now, reason, std::move(error), request, c, fleet_.actions);
   if (sequence.state != SequenceState::kWaiting) {
     cells_.at(sequence.cell).End(&sequence);
@@ -400,6 +403,9 @@ void Coordinator::Impl::OnToken(Sequence* sequence, const SampledToken& sampled)
     Finish(FinishReason::kLength, absl::OkStatus(), request, sequence->choice);
   } else {
     requests_.Deliver(request, sequence->choice, fleet_.actions);
+    if (sequence->is_constrained) masks_.Ask(fleet_.now, *sequence, fleet_.actions);
+    const bool keeps_mask = fleet_.options.planted_bug == PlantedBug::kKeepMask;
+    if (keeps_mask) sequence->mask_length = sequence->length();
   }
 }
 
@@ -422,6 +428,9 @@ void Coordinator::Impl::OnRejected(Sequence* sequence, const absl::Status& why) 
 void Coordinator::Impl::CheckTimes() {
   for (const Requests::Overdue& overdue : requests_.Expire(fleet_.now)) {
     FinishAll(overdue.reason, requests_.At(overdue.request));
+  }
+  for (const SequenceId sequence : masks_.Overdue(fleet_.now)) {
+    masks_.Ask(fleet_.now, sequences_.at(sequence), fleet_.actions);
   }
   const absl::Duration beat_deadline = fleet_.options.beat_deadline;
   for (const WorkerId worker : fleet_.membership.SilentSince(fleet_.now - beat_deadline)) {
@@ -540,7 +549,7 @@ std::string Coordinator::Impl::WhyNotRunning() const {
 }
 
 absl::Time Coordinator::Impl::NextDeadline() const {
-  absl::Time next = requests_.NextDeadline();
+  absl::Time next = std::min(requests_.NextDeadline(), masks_.NextDeadline());
   next = std::min(next, fleet_.membership.OldestWord() + fleet_.options.beat_deadline);
   for (const auto& [id, cell] : cells_) next = std::min(next, cell.NextDeadline());
   return next;

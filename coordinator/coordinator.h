@@ -52,6 +52,7 @@ struct CoordinatorOptions {
   absl::Duration epoch_deadline = absl::Seconds(10);  // To build an exchange
   absl::Duration retention = absl::Seconds(120);      // A finished named request stays attachable
   int32_t max_retained = 4096;                        // And at most so many of them
+  absl::Duration mask_patience = absl::Seconds(5);    // Then a mask is asked for again
 };
 
 struct WorkerStatus {

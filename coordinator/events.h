@@ -16,6 +16,7 @@
 #include "base/ids.h"
 #include "proto/cluster.h"
 #include "proto/step.h"
+#include "proto/token_mask.h"
 
 namespace shoal {
 
@@ -32,6 +33,7 @@ struct Request {
   SamplingSettings sampling;    // seed: of choice 0; choice c uses a hash of (seed, c)
   int32_t max_tokens = 0;       // Output bound, at least 1
   bool ignore_eos = false;      // sampling.stop_tokens do not end the sequence
+  bool is_constrained = false;  // Every token needs a mask first: see AskMask
   int32_t num_choices = 1;
   bool wants_prompt_logits = false;  // shoal logits: EmitLogits for every prompt position
   bool use_prefix_cache = true;
@@ -77,6 +79,15 @@ struct StopFound {
   int32_t last_index = 0;  // Index of the last output token that counts
 };
 
+// The answer to AskMask: what may follow the first `num_output` output tokens. An answer to a
+// question that the sequence has outgrown means nothing; one that never comes is asked for again.
+struct MaskReady {
+  SequenceId sequence;
+  int32_t num_output = 0;
+  absl::Status status;  // Not OK: the sequence cannot go on
+  TokenMask mask;
+};
+
 struct WorkerEnrolled {
   Enrol enrol;
 };
@@ -101,6 +112,7 @@ using Event = std::variant<RequestArrived,
                            ClientGone,
                            CancelAsked,
                            StopFound,
+                           MaskReady,
                            WorkerEnrolled,
                            WorkerSaid,
                            WorkerLost,
@@ -178,6 +190,14 @@ struct Finish {
   bool is_last_choice = true;
 };
 
+// The text layer shall say which tokens may come next: a function of what is here and of nothing
+// else. The sequence's next token waits for it, nobody else's does.
+struct AskMask {
+  SequenceId sequence;
+  std::vector<TokenId> output;  // All of it
+  std::string envelope;
+};
+
 // A message to a worker's current link; lost if that link is gone.
 struct SendToWorker {
   WorkerId worker;
@@ -196,7 +216,7 @@ struct Note {
   std::string text;
 };
 
-using Action =
-    std::variant<Refuse, Accepted, Emit, EmitLogits, Finish, SendToWorker, CloseLink, Note>;
+using Action = std::
+    variant<Refuse, Accepted, Emit, EmitLogits, Finish, AskMask, SendToWorker, CloseLink, Note>;
 
 }  // namespace shoal

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "coordinator/schedule/admission.h"
 
 namespace shoal {
 namespace {
@@ -15,6 +16,28 @@ Accepted AcceptedBy(StreamId stream, const RequestState& request) {
 }
 
 }  // namespace
+
+Sequence NewSequence(SequenceId id,
+                     const RequestState& request,
+                     int32_t choice,
+                     const std::vector<TokenId>& prompt) {
+  const Request& asked = request.request;
+  Sequence sequence;
+  sequence.id = id;
+  sequence.request = request.number;
+  sequence.choice = choice;
+  sequence.prompt_length = request.prompt_tokens;
+  sequence.max_length = request.prompt_tokens + (asked.wants_prompt_logits ? 0 : asked.max_tokens);
+  sequence.sampling = asked.sampling;
+  sequence.sampling.seed = ChoiceSeed(asked.sampling.seed, choice);
+  sequence.cache_scope = CacheScope(asked.tenant, asked.cache_salt);
+  sequence.uses_prefix_cache = asked.use_prefix_cache && !asked.wants_prompt_logits;
+  sequence.wants_prompt_logits = asked.wants_prompt_logits;
+  sequence.is_constrained = asked.is_constrained && !asked.wants_prompt_logits;
+  sequence.envelope = asked.envelope;
+  sequence.tokens = prompt;
+  return sequence;
+}
 
 Requests::Requests(absl::Duration retention, int32_t max_retained)
     : retention_(retention), max_retained_(max_retained) {}

@@ -16,6 +16,7 @@
 
 #include "base/ids.h"
 #include "coordinator/events.h"
+#include "coordinator/schedule/sequence.h"
 
 namespace shoal {
 
@@ -45,6 +46,12 @@ struct RequestState {
 
   bool is_finished() const { return num_unfinished == 0; }
 };
+
+// The sequence of one choice, waiting, with the prompt as its tokens.
+Sequence NewSequence(SequenceId id,
+                     const RequestState& request,
+                     int32_t choice,
+                     const std::vector<TokenId>& prompt);
 
 class Requests {
  public:

@@ -129,6 +129,14 @@ struct Abort {
   friend bool operator==(const Abort&, const Abort&) = default;
 };
 
+// Ids from `first` to `last`, both included.
+struct TokenRange {
+  TokenId first;
+  TokenId last;
+
+  friend bool operator==(const TokenRange&, const TokenRange&) = default;
+};
+
 // What decides the next token, besides the tokens themselves. Kept in the record.
 struct SamplingSettings {
   float temperature = 1.0f;
@@ -145,6 +153,9 @@ struct SamplingSettings {
       stop_tokens;  // Rising; forbidden until min_tokens are out. Includes end-of-sequence.
   int32_t min_tokens = 0;
   int32_t num_top_logprobs = -1;  // -1: no logprobs
+  // Ids that no token may have, whatever else is said: the vocabulary's padding and the markers
+  // that mean nothing. Rising.
+  std::vector<TokenRange> never;
 
   friend bool operator==(const SamplingSettings&, const SamplingSettings&) = default;
 };

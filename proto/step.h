@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 
 #include "base/ids.h"
+#include "proto/token_mask.h"
 
 namespace shoal {
 
@@ -32,6 +33,8 @@ struct PlanEntry {
   std::vector<BlockId> window_blocks;
   // Sample the token after the last position.
   bool wants_sample = false;
+  // Of that token; without runs every token is allowed.
+  TokenMask mask;
   // Return the logits of every position (shoal logits).
   bool wants_logits = false;
 

@@ -1,7 +1,6 @@
 #include "proto/wire.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <string>
 #include <utility>
@@ -12,6 +11,8 @@
 #include "absl/strings/string_view.h"
 
 #include "base/status_macros.h"
+#include "proto/wire_checks.h"
+#include "proto/wire_sampling.h"
 
 namespace shoal {
 namespace {
@@ -20,29 +21,9 @@ namespace pb = fleet::v1;
 
 // ---- Values -> protobuf ----------------------------------------------------------------------
 
-std::string Cut(absl::string_view text) {
-  return std::string(text.substr(0, kMaxTextBytes));
-}
-
-// Protobuf's `string` must be UTF-8, or the receiver cannot parse the message at all; names come
-// from flags and the operating system, so they are made to fit here.
-std::string Printable(absl::string_view text) {
-  std::string out = Cut(text);
-  for (char& c : out) {
-    if (static_cast<unsigned char>(c) >= 0x80) c = '?';
-  }
-  return out;
-}
-
 void Set(const absl::Status& status, pb::Outcome* out) {
   out->set_code(static_cast<int>(status.code()));
   out->set_text(Cut(status.message()));
-}
-
-template <typename Ids, typename Repeated>
-void SetIds(const Ids& ids, Repeated* out) {
-  out->Reserve(static_cast<int>(ids.size()));
-  for (const auto id : ids) out->Add(id.value);
 }
 
 void Set(const Welcome& m, pb::ToWorker* out) {
@@ -97,26 +78,6 @@ void Set(const Abort& m, pb::ToWorker* out) {
   p->set_epoch(m.epoch.value);
 }
 
-void Set(const SamplingSettings& s, pb::SamplingSettings* p) {
-  p->set_temperature(s.temperature);
-  p->set_top_p(s.top_p);
-  p->set_min_p(s.min_p);
-  p->set_top_k(s.top_k);
-  p->set_presence_penalty(s.presence_penalty);
-  p->set_frequency_penalty(s.frequency_penalty);
-  p->set_repetition_penalty(s.repetition_penalty);
-  p->set_penalty_exempt_from(s.penalty_exempt_from);
-  p->set_seed(s.seed);
-  for (const auto& [token, bias] : s.logit_bias) {
-    pb::LogitBias* q = p->add_logit_bias();
-    q->set_token(token.value);
-    q->set_bias(bias);
-  }
-  SetIds(s.stop_tokens, p->mutable_stop_tokens());
-  p->set_min_tokens(s.min_tokens);
-  p->set_num_top_logprobs(s.num_top_logprobs);
-}
-
 void Set(const KeepRecord& m, pb::ToWorker* out) {
   pb::KeepRecord* p = out->mutable_keep_record();
   p->set_term(m.term.value);
@@ -125,7 +86,7 @@ void Set(const KeepRecord& m, pb::ToWorker* out) {
   SetIds(m.tokens, p->mutable_tokens());
   if (m.index > 0) return;
   p->set_prompt_length(m.prompt_length);
-  Set(m.sampling, p->mutable_sampling());
+  SetSampling(m.sampling, p->mutable_sampling());
   p->set_envelope(m.envelope);
 }
 
@@ -146,6 +107,7 @@ void Set(const StepPlan& m, pb::ToWorker* out) {
     SetIds(entry.window_blocks, q->mutable_window_blocks());
     q->set_wants_sample(entry.wants_sample);
     q->set_wants_logits(entry.wants_logits);
+    q->mutable_mask()->Add(entry.mask.runs.begin(), entry.mask.runs.end());
   }
   SetIds(m.forget, p->mutable_forget());
 }
@@ -251,68 +213,12 @@ void AddLogits(StepId step, const LogitRows& rows, std::vector<pb::FromWorker>* 
 
 // ---- Protobuf -> values ----------------------------------------------------------------------
 
-template <typename T>
-absl::Status Refused(absl::string_view field, const T& value, absl::string_view rule) {
-  return absl::InvalidArgumentError(absl::StrCat(field, " must be ", rule, ": ", value));
-}
-
-template <typename T>
-absl::Status CheckCount(absl::string_view field, T value) {
-  if (value < 0) return Refused(field, value, "at least 0");
-  return absl::OkStatus();
-}
-
-absl::Status CheckText(absl::string_view field, const std::string& text) {
-  if (text.size() <= kMaxTextBytes) return absl::OkStatus();
-  return Refused(
-      absl::StrCat(field, ".size"), text.size(), absl::StrCat("at most ", kMaxTextBytes));
-}
-
-absl::Status CheckFinite(absl::string_view field, float value) {
-  if (std::isfinite(value)) return absl::OkStatus();
-  return Refused(field, value, "a number");
-}
-
 absl::Status Get(absl::string_view field, const pb::Outcome& p, absl::Status* out) {
   if (p.code() < 0 || p.code() > static_cast<int>(absl::StatusCode::kUnauthenticated)) {
     return Refused(absl::StrCat(field, ".code"), p.code(), "a canonical status code");
   }
   RETURN_IF_ERROR(CheckText(absl::StrCat(field, ".text"), p.text()));
   *out = absl::Status(static_cast<absl::StatusCode>(p.code()), p.text());
-  return absl::OkStatus();
-}
-
-// Ids of at least `lowest`.
-template <typename IdType, typename Repeated>
-absl::Status GetIds(absl::string_view field,
-                    const Repeated& ids,
-                    typename IdType::Value lowest,
-                    std::vector<IdType>* out) {
-  out->reserve(static_cast<size_t>(ids.size()));
-  for (const auto id : ids) {
-    if (id < lowest) return Refused(field, id, absl::StrCat("at least ", lowest));
-    out->push_back(IdType{id});
-  }
-  return absl::OkStatus();
-}
-
-template <typename IdType, typename Repeated>
-absl::Status GetRisingIds(absl::string_view field, const Repeated& ids, std::vector<IdType>* out) {
-  RETURN_IF_ERROR(GetIds(field, ids, 0, out));
-  for (size_t i = 1; i < out->size(); ++i) {
-    if ((*out)[i] <= (*out)[i - 1]) {
-      return Refused(field, (*out)[i].value, absl::StrCat("above ", (*out)[i - 1].value));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckSpan(absl::string_view field, int32_t first, int32_t count) {
-  RETURN_IF_ERROR(CheckCount(absl::StrCat(field, ".first_position"), first));
-  if (count <= 0) return Refused(absl::StrCat(field, ".num_positions"), count, "at least 1");
-  if (count > std::numeric_limits<int32_t>::max() - first) {
-    return Refused(absl::StrCat(field, ".num_positions"), count, "inside the positions");
-  }
   return absl::OkStatus();
 }
 
@@ -394,43 +300,6 @@ absl::StatusOr<ToWorker> Get(const pb::Abort& p) {
   return Abort{.term = {p.term()}, .cell = {p.cell()}, .epoch = {p.epoch()}};
 }
 
-absl::Status Get(const pb::SamplingSettings& p, SamplingSettings* s) {
-  s->temperature = p.temperature();
-  s->top_p = p.top_p();
-  s->min_p = p.min_p();
-  s->presence_penalty = p.presence_penalty();
-  s->frequency_penalty = p.frequency_penalty();
-  s->repetition_penalty = p.repetition_penalty();
-  for (const float value : {s->temperature,
-                            s->top_p,
-                            s->min_p,
-                            s->presence_penalty,
-                            s->frequency_penalty,
-                            s->repetition_penalty}) {
-    RETURN_IF_ERROR(CheckFinite("keep_record.sampling", value));
-  }
-  s->top_k = p.top_k();
-  s->penalty_exempt_from = p.penalty_exempt_from();
-  s->seed = p.seed();
-  for (const pb::LogitBias& entry : p.logit_bias()) {
-    RETURN_IF_ERROR(CheckCount("keep_record.sampling.logit_bias.token", entry.token()));
-    RETURN_IF_ERROR(CheckFinite("keep_record.sampling.logit_bias.bias", entry.bias()));
-    if (!s->logit_bias.empty() && entry.token() <= s->logit_bias.back().first.value) {
-      return Refused("keep_record.sampling.logit_bias.token", entry.token(), "rising");
-    }
-    s->logit_bias.emplace_back(TokenId{entry.token()}, entry.bias());
-  }
-  RETURN_IF_ERROR(
-      GetRisingIds("keep_record.sampling.stop_tokens", p.stop_tokens(), &s->stop_tokens));
-  s->min_tokens = p.min_tokens();
-  RETURN_IF_ERROR(CheckCount("keep_record.sampling.min_tokens", s->min_tokens));
-  s->num_top_logprobs = p.num_top_logprobs();
-  if (s->num_top_logprobs < -1) {
-    return Refused("keep_record.sampling.num_top_logprobs", s->num_top_logprobs, "at least -1");
-  }
-  return absl::OkStatus();
-}
-
 absl::StatusOr<ToWorker> Get(const pb::KeepRecord& p) {
   KeepRecord m;
   m.term = {p.term()};
@@ -441,9 +310,24 @@ absl::StatusOr<ToWorker> Get(const pb::KeepRecord& p) {
   if (m.index > 0) return m;
   m.prompt_length = p.prompt_length();
   RETURN_IF_ERROR(CheckCount("keep_record.prompt_length", m.prompt_length));
-  RETURN_IF_ERROR(Get(p.sampling(), &m.sampling));
+  RETURN_IF_ERROR(GetSampling(p.sampling(), &m.sampling));
   m.envelope = p.envelope();
   return m;
+}
+
+// Every run but the first, of refused ids, has a length; together they are ids.
+absl::Status GetMask(const pb::PlanEntry& p, TokenMask* out) {
+  if (p.mask_size() > 0 && !p.wants_sample()) {
+    return Refused("step_plan.entries.mask.size", p.mask_size(), "0 where nothing is sampled");
+  }
+  out->runs.assign(p.mask().begin(), p.mask().end());
+  for (size_t i = 1; i < out->runs.size(); ++i) {
+    if (out->runs[i] == 0) return Refused("step_plan.entries.mask run", 0, "at least 1");
+  }
+  if (CoveredIds(*out) > std::numeric_limits<int32_t>::max()) {
+    return Refused("step_plan.entries.mask of ids", CoveredIds(*out), "at most 2^31 - 1");
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<PlanEntry> Get(const pb::PlanEntry& p) {
@@ -464,6 +348,7 @@ absl::StatusOr<PlanEntry> Get(const pb::PlanEntry& p) {
   }
   entry.wants_sample = p.wants_sample();
   entry.wants_logits = p.wants_logits();
+  RETURN_IF_ERROR(GetMask(p, &entry.mask));
   return entry;
 }
 

@@ -40,6 +40,12 @@ absl::Status CheckSettings(const SamplingSettings& settings, int vocab) {
       return absl::InvalidArgumentError(absl::StrCat("stop token ", id.value, " of ", vocab));
     }
   }
+  for (const TokenRange& range : settings.never) {
+    if (!is_id(range.first) || !is_id(range.last)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "never tokens ", range.first.value, " to ", range.last.value, " of ", vocab));
+    }
+  }
   for (const float value : {settings.temperature,
                             settings.top_p,
                             settings.min_p,
@@ -86,6 +92,7 @@ void LoweredStep::Clear() {
   samples.clear();
   sample_rows.clear();
   sample_settings.clear();
+  masks.clear();
   failed_samples.clear();
   logits.clear();
 }
@@ -298,10 +305,22 @@ absl::Status Lowering::AddSample(const PlanEntry& entry,
                 .output_counts = sequence->output_counts,
                 .prompt_ids = sequence->prompt_ids,
                 .bias = sequence->bias,
-                .forbidden = {},
+                .forbidden = sequence->never,
                 .allowed = {},
                 .num_top_logprobs = std::min(settings.num_top_logprobs, config_.vocab)};
-  if (position - record.prompt_length < settings.min_tokens) row.forbidden = sequence->stop_tokens;
+  if (position - record.prompt_length < settings.min_tokens) {
+    row.forbidden = sequence->never_at_first;
+  }
+  if (!entry.mask.runs.empty()) {
+    if (CoveredIds(entry.mask) > config_.vocab) {
+      return absl::InvalidArgumentError(absl::StrCat(Name(entry.sequence),
+                                                     ": a mask of ",
+                                                     CoveredIds(entry.mask),
+                                                     " ids, the vocabulary has ",
+                                                     config_.vocab));
+    }
+    row.allowed = step->masks.emplace_back(UnpackMask(entry.mask, config_.vocab));
+  }
   step->samples.push_back({.sequence = entry.sequence, .position = position});
   step->sample_rows.push_back(step->num_rows() - 1);
   step->sample_settings.push_back(row);
@@ -314,7 +333,13 @@ absl::Status Lowering::Prepare(const Record& record, Sequence* sequence) const {
   for (const auto& [id, value] : settings.logit_bias) {
     sequence->bias.push_back({.id = id.value, .value = value});
   }
-  for (const TokenId id : settings.stop_tokens) sequence->stop_tokens.push_back(id.value);
+  for (const TokenRange& range : settings.never) {
+    for (int32_t id = range.first.value; id <= range.last.value; ++id) {
+      sequence->never.push_back(id);
+    }
+  }
+  sequence->never_at_first = sequence->never;
+  for (const TokenId id : settings.stop_tokens) sequence->never_at_first.push_back(id.value);
   const int32_t prompt_length =
       std::clamp(record.prompt_length, 0, static_cast<int32_t>(record.tokens.size()));
   if (settings.repetition_penalty != 1.0f) {

@@ -46,8 +46,10 @@ struct LoweredStep {
   std::vector<int32_t> window_tables;  // both, since a sequence's tables are of equal length
 
   std::vector<Sample> samples;
-  std::vector<int32_t> sample_rows;        // [samples]
-  std::vector<SampleRow> sample_settings;  // [samples]; spans into the Lowering that made them
+  std::vector<int32_t> sample_rows;  // [samples]
+  // [samples]; spans into the Lowering that made them, and into `masks`
+  std::vector<SampleRow> sample_settings;
+  std::vector<std::vector<uint32_t>> masks;  // Of the samples that have one: a bit for each id
   // Samples that were planned before it was known that the token before them cannot be drawn.
   std::vector<Sample> failed_samples;
 
@@ -98,8 +100,9 @@ class Lowering {
     // From the record's settings, once.
     bool is_prepared = false;
     std::vector<SampleRow::Bias> bias;
-    std::vector<int32_t> stop_tokens;
-    std::vector<int32_t> prompt_ids;  // Empty unless there is a repetition penalty
+    std::vector<int32_t> never;           // To be sampled
+    std::vector<int32_t> never_at_first;  // And the stop tokens, until min_tokens are out
+    std::vector<int32_t> prompt_ids;      // Empty unless there is a repetition penalty
     bool counts_output = false;
 
     // Of record tokens [prompt_length, counted_to); rising ids.

@@ -22,6 +22,7 @@ PlanEntry PlanNext(int32_t num_positions, Sequence* sequence) {
   entry.window_blocks.assign(table.window.begin() + entry.first_block, table.window.end());
   entry.wants_logits = sequence->wants_prompt_logits;
   entry.wants_sample = !sequence->wants_prompt_logits && end == sequence->planned_length;
+  if (entry.wants_sample && sequence->is_constrained) entry.mask = sequence->mask;
 
   sequence->num_blocks_sent = static_cast<int32_t>(table.full.size());
   sequence->planned_computed = end;

@@ -12,6 +12,7 @@ enum class PlantedBug : uint8_t {
   kSlideAhead,    // Window blocks are given back when planned past, not when computed past
   kPublishAhead,  // A prefix is known when its rows are planned, not when they have returned
   kKeepTables,    // A new epoch's plans do not send the block tables again
+  kKeepMask,      // The mask of one token serves for the next one too
 };
 
 }  // namespace shoal

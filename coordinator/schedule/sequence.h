@@ -13,6 +13,7 @@
 #include "base/ids.h"
 #include "coordinator/schedule/kv_space.h"
 #include "proto/cluster.h"
+#include "proto/token_mask.h"
 
 namespace shoal {
 
@@ -37,11 +38,17 @@ struct Sequence {
   std::string cache_scope;  // Tenant and salt; see CacheScope
   bool uses_prefix_cache = true;
   bool wants_prompt_logits = false;  // Never sampled; ends with its prompt
+  bool is_constrained = false;       // No token is sampled without a mask made for it
   std::string envelope;
 
   // Accepted.
   std::vector<TokenId> tokens;  // Prompt, then output
   int32_t computed = 0;         // Leading positions whose K/V the home rank holds
+
+  // Which tokens may come after the first `mask_length` ones. A function of them, so it outlives
+  // every change of home.
+  TokenMask mask;
+  int32_t mask_length = -1;
 
   // Where it is.
   SequenceState state = SequenceState::kWaiting;
@@ -73,10 +80,13 @@ struct Sequence {
   int32_t length() const { return static_cast<int32_t>(tokens.size()); }
 
   // Positions that plans could still compute with the tokens known or about to be sampled. The
-  // last output token needs no K/V: nothing is sampled after it.
+  // last output token needs no K/V: nothing is sampled after it. A constrained sequence is planned
+  // at depth one, and its last position, which gives the next token, only with that token's mask.
   int32_t unplanned_positions() const {
     const bool needs_all = wants_prompt_logits || planned_length < max_length;
-    return needs_all ? planned_length - planned_computed : 0;
+    if (!needs_all || (is_constrained && planned_length > length())) return 0;
+    const bool lacks_mask = is_constrained && mask_length != length();
+    return planned_length - planned_computed - (lacks_mask ? 1 : 0);
   }
 };
 

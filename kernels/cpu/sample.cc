@@ -61,8 +61,13 @@ uint64_t TotalWeight(std::span<const Candidate> candidates) {
 void Mask(const SampleRow& row, std::span<float> logits) {
   for (const int32_t id : row.forbidden) logits[static_cast<size_t>(id)] = kNever;
   if (row.allowed.empty()) return;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (((row.allowed[i / 32] >> (i % 32)) & 1u) == 0) logits[i] = kNever;
+  for (size_t first = 0; first < logits.size(); first += 32) {
+    const uint32_t refused = ~row.allowed[first / 32];
+    if (refused == 0) continue;  // Most words, inside a string of JSON
+    const size_t end = std::min(first + 32, logits.size());
+    for (size_t i = first; i < end; ++i) {
+      if (((refused >> (i - first)) & 1u) != 0) logits[i] = kNever;
+    }
   }
 }
 

@@ -53,7 +53,8 @@ inline std::vector<TokenId> TextOf(const Request& request) {
   return sim::ExpectedOutput({request.prompt.data(), request.prompt.size()},
                              request.sampling,
                              request.max_tokens,
-                             request.ignore_eos)
+                             request.ignore_eos,
+                             request.is_constrained)
       .output;
 }
 
@@ -83,6 +84,8 @@ class FleetRig {
         for (int32_t i = 0; i < emitted->rows.num_positions; ++i) {
           logit_positions.push_back(emitted->rows.first_position + i);
         }
+      } else if (auto* ask = std::get_if<AskMask>(&action)) {
+        asked_masks.push_back(std::move(*ask));
       } else if (auto* close = std::get_if<CloseLink>(&action)) {
         closed.push_back(close->worker);
       }
@@ -229,6 +232,7 @@ class FleetRig {
   std::map<StreamId, absl::Status> refusals;
   std::set<StreamId> acceptances;
   std::vector<WorkerId> closed;
+  std::vector<AskMask> asked_masks;
   std::vector<int32_t> logit_positions;
   std::optional<Rank> accused;  // Every step fails, and this one is named
   WorkerId last_turn;

@@ -44,7 +44,7 @@ TEST(RequestsTest, AStopTokenEndsTheTextAndIsItsLastToken) {
   sim::Expected expected;
   for (request.sampling.seed = 1;; ++request.sampling.seed) {
     expected = sim::ExpectedOutput(
-        {request.prompt.data(), request.prompt.size()}, request.sampling, 100, false);
+        {request.prompt.data(), request.prompt.size()}, request.sampling, 100, false, false);
     if (expected.reason == FinishReason::kStop && expected.output.size() > 5) break;
   }
 

@@ -75,7 +75,8 @@ SamplingSettings SomeSampling() {
                           .logit_bias = {{TokenId{3}, -100.0f}, {TokenId{9}, 2.5f}},
                           .stop_tokens = {TokenId{0}, TokenId{200'002}},
                           .min_tokens = 4,
-                          .num_top_logprobs = 20};
+                          .num_top_logprobs = 20,
+                          .never = {{TokenId{4}, TokenId{4}}, {TokenId{7}, TokenId{201'087}}}};
 }
 
 Configure SomeConfigure() {
@@ -126,6 +127,7 @@ StepPlan SomePlan() {
                                .full_blocks = {BlockId{5}, BlockId{0}},
                                .window_blocks = {kNoBlock, BlockId{3}},
                                .wants_sample = true,
+                               .mask = {.runs = {0, 3, 200'000, 1}},
                                .wants_logits = false},
                               {.sequence = {12},
                                .first_position = 0,
@@ -134,6 +136,7 @@ StepPlan SomePlan() {
                                .full_blocks = {},
                                .window_blocks = {},
                                .wants_sample = false,
+                               .mask = {},
                                .wants_logits = true}},
                   .forget = {SequenceId{9}, SequenceId{10}}};
 }
@@ -318,6 +321,23 @@ TEST(WireTest, RefusesToWorkerValuesThatCannotBeAndNamesThem) {
       {"full_blocks",
        [](auto* m) { m->mutable_step_plan()->mutable_entries(0)->set_full_blocks(0, -1); },
        SomePlan()},
+      {"mask run",
+       [](auto* m) { m->mutable_step_plan()->mutable_entries(0)->set_mask(2, 0); },
+       SomePlan()},
+      {"mask of ids",
+       [](auto* m) { m->mutable_step_plan()->mutable_entries(0)->set_mask(2, 0x7fffffff); },
+       SomePlan()},
+      {"mask.size",
+       [](auto* m) { m->mutable_step_plan()->mutable_entries(1)->add_mask(1); },
+       SomePlan()},
+      {"never.first",
+       [](auto* m) {
+         m->mutable_keep_record()->mutable_sampling()->mutable_never(1)->set_first(4);
+       },
+       SomeRecord()},
+      {"never.last",
+       [](auto* m) { m->mutable_keep_record()->mutable_sampling()->mutable_never(0)->set_last(3); },
+       SomeRecord()},
       {"without content", [](auto* m) { m->Clear(); }, SomePlan()},
   };
   for (const Case& c : cases) {

@@ -40,7 +40,26 @@ Request Simulator::DrawRequest(int32_t number) {
     request.is_named = false;
   }
   if (prng_.Chance(20)) request.cache_salt = "salt";
+  if (!request.wants_prompt_logits && prng_.Chance(work.constrained_percent)) {
+    request.is_constrained = true;
+    request.envelope = kConstrainedEnvelope;
+  }
   return request;
+}
+
+// The text layer: slow, forgetful, and sometimes it says things twice. Who asks again after the
+// faults' end gets an answer.
+void Simulator::Answer(const AskMask& ask) {
+  const MaskReady answer{.sequence = ask.sequence,
+                         .num_output = static_cast<int32_t>(ask.output.size()),
+                         .mask = MaskAfter({ask.output.data(), ask.output.size()})};
+  const auto later = [&](Micros most) {
+    return now_ + 1 + static_cast<Micros>(prng_.Below(static_cast<uint64_t>(most)));
+  };
+  const bool is_lost = !IsQuiet() && prng_.Chance(scene_.faults.lose_mask_percent);
+  if (!is_lost) At(later(scene_.faults.max_mask_delay), [this, answer] { Tell(answer); });
+  if (!prng_.Chance(scene_.faults.repeat_mask_percent)) return;
+  At(later(100'000), [this, answer] { Tell(answer); });
 }
 
 void Simulator::PlanRequests() {
@@ -56,7 +75,8 @@ void Simulator::PlanRequests() {
           ExpectedOutput({asked.request.prompt.data(), asked.request.prompt.size()},
                          sampling,
                          asked.request.max_tokens,
-                         asked.request.ignore_eos));
+                         asked.request.ignore_eos,
+                         asked.request.is_constrained));
     }
     first_streams_.push_back(StreamId{});
     const Micros when = static_cast<Micros>(prng_.Below(static_cast<uint64_t>(work.arrive_within)));

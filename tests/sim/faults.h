@@ -19,6 +19,9 @@ struct Faults {
   double half_open_percent = 0;      // Of broken links: the coordinator is not told
   int64_t max_delay = 500;           // Of a message
   int64_t slow_rank_time = 0;        // Added to one rank's steps
+  int64_t max_mask_delay = 500;      // Until a mask is there
+  double lose_mask_percent = 0;      // Of answers
+  double repeat_mask_percent = 0;    // Of answers: given again, later
   int64_t end = 2'000'000;           // From then on nothing goes wrong any more
 };
 
@@ -35,6 +38,7 @@ struct Workload {
   double deadline_percent = 0;
   double named_percent = 0;
   double logits_percent = 0;
+  double constrained_percent = 0;
 };
 
 struct Scene {
@@ -68,6 +72,9 @@ inline Scene DrawScene(Prng* prng) {
   faults.half_open_percent = maybe(30, 50);
   faults.max_delay = draw(100, 5'000);
   faults.slow_rank_time = prng->Chance(20) ? draw(1'000, 20'000) : 0;
+  faults.max_mask_delay = prng->Chance(30) ? draw(1'000, 30'000) : 500;
+  faults.lose_mask_percent = maybe(40, static_cast<double>(draw(1, 20)));
+  faults.repeat_mask_percent = maybe(40, 20);
 
   Workload& work = scene.workload;
   work.num_requests = draw32(5, 30);
@@ -82,6 +89,7 @@ inline Scene DrawScene(Prng* prng) {
   work.deadline_percent = maybe(30, 20);
   work.named_percent = maybe(60, 50);
   work.logits_percent = maybe(20, 20);
+  work.constrained_percent = maybe(60, static_cast<double>(draw(10, 100)));
 
   CoordinatorOptions& options = scene.options;
   options.workers_per_cell = draw32(1, 4);
@@ -104,6 +112,7 @@ inline Scene DrawScene(Prng* prng) {
   options.beat_deadline = absl::Milliseconds(250);
   options.epoch_deadline = absl::Milliseconds(100);
   options.retention = absl::Seconds(1000);
+  options.mask_patience = absl::Milliseconds(50);
 
   // From "one long sequence just fits" to plenty.
   scene.num_full_blocks = draw32(14, 60);

@@ -10,6 +10,7 @@
 #include "base/prng.h"
 #include "coordinator/events.h"
 #include "proto/cluster.h"
+#include "proto/token_mask.h"
 
 namespace shoal::sim {
 
@@ -38,11 +39,37 @@ inline bool IsRejected(const SamplingSettings& sampling) {
   return sampling.seed % 67 == 11;
 }
 
-inline TokenId NextToken(uint64_t prefix, int32_t num_output, const SamplingSettings& sampling) {
+// The envelope of a constrained request. Its mask, a hash of the output so far, allows a third of
+// the vocabulary: a token that obeys another mask is, mostly, another token.
+inline constexpr char kConstrainedEnvelope[] = "constrained";
+
+inline TokenMask MaskAfter(std::span<const TokenId> output) {
+  uint64_t hash = kFnvOffset;
+  for (const TokenId token : output) hash = Extend(hash, token);
+  Prng prng(hash);
+  std::vector<uint32_t> words(kVocabulary / 32 + 1, 0);
+  for (int32_t id = 0; id < kVocabulary; ++id) {
+    const bool is_allowed = id == kStopToken.value + 1 || prng.Chance(33);
+    if (is_allowed) words[static_cast<size_t>(id) / 32] |= uint32_t{1} << (id % 32);
+  }
+  return PackMask(words);
+}
+
+// The model's wish, or the next allowed id after it.
+inline TokenId NextToken(uint64_t prefix,
+                         int32_t num_output,
+                         const SamplingSettings& sampling,
+                         const TokenMask& mask) {
   if (IsPoisoned(sampling) && num_output == 3) return TokenId{-1};
   const uint64_t hash = Mix64(prefix ^ Mix64(sampling.seed));
   TokenId token{static_cast<int32_t>(hash % kVocabulary)};
-  if (token == kStopToken && num_output < sampling.min_tokens) ++token.value;
+  const std::vector<uint32_t> words = UnpackMask(mask, kVocabulary);
+  const auto is_refused = [&] {
+    const auto id = static_cast<size_t>(token.value);
+    if (!mask.runs.empty() && (words[id / 32] >> (id % 32) & 1u) == 0) return true;
+    return token == kStopToken && num_output < sampling.min_tokens;
+  };
+  while (is_refused()) token.value = (token.value + 1) % kVocabulary;
   return token;
 }
 
@@ -55,7 +82,8 @@ struct Expected {
 inline Expected ExpectedOutput(std::span<const TokenId> prompt,
                                const SamplingSettings& sampling,
                                int32_t max_tokens,
-                               bool ignore_eos) {
+                               bool ignore_eos,
+                               bool is_constrained) {
   Expected expected;
   if (IsRejected(sampling)) {
     expected.reason = FinishReason::kError;
@@ -64,7 +92,9 @@ inline Expected ExpectedOutput(std::span<const TokenId> prompt,
   uint64_t prefix = Prefixes(prompt).back();
   while (static_cast<int32_t>(expected.output.size()) < max_tokens) {
     const int32_t num_output = static_cast<int32_t>(expected.output.size());
-    const TokenId token = NextToken(prefix, num_output, sampling);
+    const TokenMask mask =
+        is_constrained ? MaskAfter({expected.output.data(), expected.output.size()}) : TokenMask();
+    const TokenId token = NextToken(prefix, num_output, sampling, mask);
     if (token.value < 0) {
       expected.reason = FinishReason::kError;
       return expected;

@@ -118,7 +118,8 @@ INSTANTIATE_TEST_SUITE_P(All,
                                          Planted{"FreeInFlight", PlantedBug::kFreeInFlight, true},
                                          Planted{"SlideAhead", PlantedBug::kSlideAhead, true},
                                          Planted{"PublishAhead", PlantedBug::kPublishAhead, true},
-                                         Planted{"KeepTables", PlantedBug::kKeepTables, true}),
+                                         Planted{"KeepTables", PlantedBug::kKeepTables, true},
+                                         Planted{"KeepMask", PlantedBug::kKeepMask, true}),
                          [](const testing::TestParamInfo<Planted>& param) {
                            return std::string(param.param.name);
                          });

@@ -1,6 +1,7 @@
 #include "tests/sim/sim_worker.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -215,8 +216,22 @@ void SimWorker::Compute(const PlanEntry& entry, StepResult* result) {
     }
   }
   if (!entry.wants_sample) return;
-  const TokenId token = NextToken(
-      prefixes[static_cast<size_t>(end - 1)], end - record->prompt_length, record->sampling);
+  // Every token of a constrained sequence obeys the mask of what is before it.
+  const bool is_constrained = record->envelope == kConstrainedEnvelope;
+  const std::span<const TokenId> output(record->tokens.begin() + record->prompt_length,
+                                        record->tokens.begin() + end);
+  if (entry.mask != (is_constrained ? MaskAfter(output) : TokenMask())) {
+    violation_(absl::StrCat("mask: sequence ",
+                            entry.sequence.value,
+                            " is sampled at ",
+                            end,
+                            " with the mask of another place"));
+    return;
+  }
+  const TokenId token = NextToken(prefixes[static_cast<size_t>(end - 1)],
+                                  end - record->prompt_length,
+                                  record->sampling,
+                                  entry.mask);
   if (token.value < 0) {
     poisoned_.insert(entry.sequence);
   } else {

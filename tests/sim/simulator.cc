@@ -111,6 +111,8 @@ void Simulator::Do(const Action& action) {
   } else if (const auto* emit = std::get_if<Emit>(&action)) {
     for (const OutputToken& token : emit->tokens) Mix(static_cast<uint64_t>(token.token.value));
     streams_.See(action);
+  } else if (const auto* ask = std::get_if<AskMask>(&action)) {
+    Answer(*ask);
   } else if (const auto* note = std::get_if<Note>(&action)) {
     if (options_.has_trace) std::printf("%9" PRId64 " %s\n", now_, note->text.c_str());
   } else {

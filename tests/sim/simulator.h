@@ -120,6 +120,7 @@ class Simulator {
   // Clients and faults.
   void PlanRequests();
   Request DrawRequest(int32_t number);
+  void Answer(const AskMask& ask);
   void Arrive(size_t asked);
   void LiveOn(StreamId stream, size_t asked);
   void Leave(StreamId stream, size_t asked, bool keep);

@@ -251,6 +251,33 @@ TEST_F(LoweringTest, SettingsReachTheSampler) {
   EXPECT_THAT(step_.sample_settings[0].forbidden, IsEmpty());
 }
 
+TEST_F(LoweringTest, MasksAndForbiddenIdsReachTheSampler) {
+  SamplingSettings settings;
+  settings.never = {{TokenId{2}, TokenId{3}}, {TokenId{127}, TokenId{127}}};
+  settings.min_tokens = 1;
+  settings.stop_tokens = {TokenId{5}};
+  Keep(kSequence, 4, settings);
+  PlanEntry entry = Entry(0, 4, 0, {0}, {0});
+  entry.wants_sample = true;
+  entry.mask.runs = {1, 2, 30, 1};  // 1, 2 and 33
+  ASSERT_TRUE(Lower({entry}).ok());
+
+  EXPECT_THAT(step_.sample_settings.at(0).forbidden, ElementsAre(2, 3, 127, 5));
+  EXPECT_THAT(step_.sample_settings[0].allowed, ElementsAre(6u, 2u, 0u, 0u));
+  Append(kSequence, 4, 60);
+  ASSERT_TRUE(LowerSample(4).ok());
+  EXPECT_THAT(step_.sample_settings[0].forbidden, ElementsAre(2, 3, 127));
+  EXPECT_THAT(step_.sample_settings[0].allowed, IsEmpty());
+
+  entry.mask.runs = {100, 29};  // One more than there are
+  EXPECT_EQ(Lower({entry}).code(), absl::StatusCode::kInvalidArgument);
+  settings.never = {{TokenId{127}, TokenId{128}}};
+  Keep(SequenceId{9}, 4, settings);
+  entry.sequence = SequenceId{9};
+  entry.mask.runs.clear();
+  EXPECT_EQ(Lower({entry}).code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(LoweringTest, CountsAreThoseOfTheTokensBeforeThePosition) {
   SamplingSettings settings;
   settings.repetition_penalty = 1.5f;
