@@ -56,8 +56,7 @@ void ItemReader::On(const MessageStart& start, std::vector<ItemEvent>* events) {
     events->emplace_back(Repair::kHiddenMessage);
     return;
   }
-  item_.emplace();
-  item_->kind = *kind;
+  item_.emplace(*kind);
   if (*kind == ItemKind::kText && !stop_.empty()) item_->stops.emplace(stop_);
   ItemStart item;
   item.kind = *kind;

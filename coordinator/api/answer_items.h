@@ -87,7 +87,9 @@ class ItemReader {
   };
 
   struct Item {
-    ItemKind kind = ItemKind::kText;
+    explicit Item(ItemKind k) : kind(k) {}
+
+    ItemKind kind;
     bool is_empty = true;  // No delta so far
     Json arguments;
     bool has_trailing_text = false;
