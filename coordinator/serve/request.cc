@@ -13,6 +13,7 @@
 
 #include "base/prng.h"
 #include "base/status_macros.h"
+#include "coordinator/serve/request_constraint.h"
 
 namespace shoal {
 namespace {
@@ -66,6 +67,7 @@ absl::Status ParseSampling(const v1::SamplingParams& wire,
     out->logit_bias.emplace_back(TokenId{static_cast<int32_t>(id)}, bias);
   }
   std::sort(out->logit_bias.begin(), out->logit_bias.end());
+  out->never = model.never;
   if (model.tokenizer != nullptr) {
     out->penalty_exempt_from = model.tokenizer->FirstSpecial().value;
   }
@@ -271,6 +273,10 @@ absl::StatusOr<Request> ParseRequest(const v1::GenerateRequest& wire,
   RETURN_IF_ERROR(CheckPrompt(out.prompt, model));
   RETURN_IF_ERROR(ParseLimits(wire.limits(), model, &out));
 
+  if (wire.has_constraint()) {
+    ASSIGN_OR_RETURN(const ConstraintSpec spec, PlainConstraint(wire.constraint()));
+    RETURN_IF_ERROR(Constrain(spec, model, wire.limits(), &out, &envelope));
+  }
   for (const TokenId id : out.sampling.stop_tokens) envelope.add_stop_tokens(id.value);
   envelope.set_num_choices(out.num_choices);
   envelope.set_num_top_logprobs(out.sampling.num_top_logprobs);

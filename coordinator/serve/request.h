@@ -16,6 +16,7 @@
 #include "google/protobuf/repeated_field.h"
 
 #include "coordinator/events.h"
+#include "coordinator/text/token_index.h"
 #include "coordinator/text/tokenizer.h"
 #include "model/config.h"
 #include "proto/envelope.pb.h"
@@ -36,7 +37,9 @@ inline constexpr int64_t kMaxPromptBytesPerPosition = 8;
 struct ServedModel {
   std::string name;
   ModelConfig config;
-  const Tokenizer* tokenizer = nullptr;  // Null: token ids in, token ids out
+  const Tokenizer* tokenizer = nullptr;     // Null: token ids in, token ids out
+  const TokenIndex* token_index = nullptr;  // Of the tokenizer, if there is one
+  std::vector<TokenRange> never = {};       // Ids that are not sampled
 };
 
 // `entropy` seeds a request that brings no seed, and names one that brings no id. The request's

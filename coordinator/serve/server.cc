@@ -27,7 +27,10 @@
 #include "coordinator/serve/admin.h"
 #include "coordinator/serve/event_loop.h"
 #include "coordinator/serve/frontend.h"
+#include "coordinator/serve/mask_pool.h"
 #include "coordinator/serve/worker_link.h"
+#include "coordinator/text/never_sampled.h"
+#include "coordinator/text/token_index.h"
 
 namespace shoal {
 namespace {
@@ -35,6 +38,8 @@ namespace {
 constexpr char kInferenceService[] = "shoal.v1.Inference";
 constexpr int kMaxReceiveBytes = 16 << 20;
 constexpr int kMaxSendBytes = 64 << 20;
+// A mask takes microseconds: two threads keep up with thousands of tokens per second.
+constexpr int kMaskThreads = 2;
 // Calls are cancelled by then; what is left is their last callbacks.
 constexpr absl::Duration kLastWords = absl::Seconds(10);
 
@@ -119,13 +124,23 @@ std::string Fingerprint(const CoordinatorServerOptions& options) {
 class CoordinatorServer::Impl {
  public:
   explicit Impl(const CoordinatorServerOptions& options)
-      : loop_(options.coordinator),
+      : token_index_(MakeIndex(options)),
+        loop_(options.coordinator),
         delivery_(&loop_, options.delivery),
         frontend_(&context_),
         admin_(&context_),
-        links_(&loop_) {
-    context_.model = {
-        .name = options.model_name, .config = options.config, .tokenizer = options.tokenizer};
+        links_(&loop_),
+        masks_(token_index_.get(), kMaskThreads, [this](MaskReady mask) {
+          loop_.Post(std::move(mask));
+        }) {
+    context_.model = {.name = options.model_name,
+                      .config = options.config,
+                      .tokenizer = options.tokenizer,
+                      .token_index = token_index_.get()};
+    if (options.tokenizer != nullptr) {
+      context_.model.never =
+          NeverSampled(*options.tokenizer, options.config.vocab, options.config.eos_token_ids);
+    }
     context_.version = options.version;
     context_.fingerprint = Fingerprint(options);
     context_.max_running = options.coordinator.max_running;
@@ -167,6 +182,7 @@ class CoordinatorServer::Impl {
     if (workers_.server != nullptr) workers_.server->Shutdown(absl::ToChronoTime(absl::Now()));
     CHECK(delivery_.WaitUntilIdle(absl::Now() + kLastWords));
     CHECK(links_.WaitUntilIdle(absl::Now() + kLastWords));
+    masks_.Stop();
     loop_.Stop();
     has_shut_down_.Notify();
   }
@@ -178,12 +194,19 @@ class CoordinatorServer::Impl {
   Delivery::Counters delivery_counters() const { return delivery_.counters(); }
 
  private:
+  static std::unique_ptr<TokenIndex> MakeIndex(const CoordinatorServerOptions& options) {
+    if (options.tokenizer == nullptr) return nullptr;
+    return std::make_unique<TokenIndex>(*options.tokenizer, options.config.vocab);
+  }
+
   // On the loop's thread.
   void Do(Action action) {
     if (auto* send = std::get_if<SendToWorker>(&action)) {
       links_.Send(std::move(*send));
     } else if (auto* close = std::get_if<CloseLink>(&action)) {
       links_.Close(*close);
+    } else if (auto* ask = std::get_if<AskMask>(&action)) {
+      masks_.Ask(std::move(*ask));
     } else if (auto* note = std::get_if<Note>(&action)) {
       Log(LogLevel::kInfo, "fleet", {{"note", note->text}});
     } else {
@@ -213,12 +236,14 @@ class CoordinatorServer::Impl {
     Log(LogLevel::kInfo, "health", {{"serving", is_serving}});
   }
 
+  const std::unique_ptr<TokenIndex> token_index_;  // Null without a tokenizer
   ServiceContext context_;
   EventLoop loop_;
   Delivery delivery_;
   Frontend frontend_;
   AdminFrontend admin_;
   WorkerLinks links_;
+  MaskPool masks_;
   Listener clients_;
   Listener workers_;  // Without a server where clients_ serves both
 

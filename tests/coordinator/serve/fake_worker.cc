@@ -144,7 +144,15 @@ void FakeWorker::Sample(const PlanEntry& entry, StepResult* result) {
   }
   CHECK_LE(static_cast<size_t>(position), record.tokens.size());
   if (static_cast<size_t>(position) == record.tokens.size()) {
-    record.tokens.push_back(options_.next(record.first, index));
+    // Its wish, or the next id that the mask allows.
+    TokenId token = options_.next(record.first, index);
+    const std::vector<uint32_t> allowed = UnpackMask(entry.mask, options_.vocab);
+    const auto is_refused = [&] {
+      const auto id = static_cast<size_t>(token.value);
+      return !entry.mask.runs.empty() && (allowed[id / 32] >> (id % 32) & 1u) == 0;
+    };
+    while (is_refused()) token.value = (token.value + 1) % options_.vocab;
+    record.tokens.push_back(token);
   }
   SampledToken sampled{.sequence = entry.sequence,
                        .position = position,
