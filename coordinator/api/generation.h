@@ -47,7 +47,7 @@ struct OutputFormat {
   enum class Kind : uint8_t { kText, kJsonObject, kJsonSchema };
   Kind kind = Kind::kText;
   std::string schema;      // Of kJsonSchema: JSON text
-  bool is_strict = false;  // false: the schema is shown, not enforced
+  bool is_strict = false;  // The client's word. The schema is enforced either way
 };
 
 // What both APIs' requests come to.

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 
 #include "base/status_macros.h"
+#include "coordinator/text/answer_demand.h"
 
 namespace shoal {
 namespace {
@@ -36,6 +37,24 @@ absl::Status CheckLimits(const v1::Limits& limits) {
         "limits.ignore_eos must not be set where the answer has to be structured");
   }
   return absl::OkStatus();
+}
+
+AnswerDemand DemandOf(const ApiRequest& asked) {
+  AnswerDemand demand{.schema = asked.format.schema, .callable = asked.tool_choice.allowed};
+  if (asked.format.kind == OutputFormat::Kind::kJsonObject) {
+    demand.format = AnswerDemand::Format::kJsonObject;
+  } else if (asked.format.kind == OutputFormat::Kind::kJsonSchema) {
+    demand.format = AnswerDemand::Format::kJsonSchema;
+  }
+  if (asked.tool_choice.mode == ToolChoice::Mode::kNone) {
+    demand.calls = AnswerDemand::Calls::kForbidden;
+  } else if (asked.tool_choice.mode == ToolChoice::Mode::kRequired) {
+    demand.calls = AnswerDemand::Calls::kRequired;
+  }
+  for (const HarmonyFunction& function : asked.conversation.functions) {
+    demand.tools.push_back({function.name, function.parameters, function.is_strict});
+  }
+  return demand;
 }
 
 }  // namespace
@@ -79,6 +98,18 @@ absl::Status Constrain(const ConstraintSpec& spec,
   RETURN_IF_ERROR(ConstraintRules::Create(spec, stops, model.token_index).status());
   Set(spec, envelope->mutable_constraint());
   request->is_constrained = true;
+  return absl::OkStatus();
+}
+
+absl::Status ConstrainChat(const ApiRequest& asked,
+                           const ServedModel& model,
+                           Request* request,
+                           fleet::v1::Envelope* envelope) {
+  ASSIGN_OR_RETURN(const std::optional<ConstraintSpec> spec, ConstraintOf(DemandOf(asked)));
+  if (!spec.has_value()) return absl::OkStatus();
+  RETURN_IF_ERROR(Constrain(*spec, model, v1::Limits(), request, envelope));
+  envelope->clear_stop_tokens();
+  for (const TokenId id : request->sampling.stop_tokens) envelope->add_stop_tokens(id.value);
   return absl::OkStatus();
 }
 

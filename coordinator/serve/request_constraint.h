@@ -4,6 +4,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
+#include "coordinator/api/generation.h"
 #include "coordinator/events.h"
 #include "coordinator/serve/request.h"
 #include "coordinator/text/constraint.h"
@@ -23,6 +24,14 @@ absl::Status Constrain(const ConstraintSpec& spec,
                        const v1::Limits& limits,
                        Request* request,
                        fleet::v1::Envelope* envelope);
+
+// The same for a chat: what its tools, tool_choice and response format demand; nothing, where they
+// leave the model to itself. For whoever makes a Request of an ApiRequest, before the envelope is
+// sealed: the ends of the format's answers become stop tokens of both.
+absl::Status ConstrainChat(const ApiRequest& asked,
+                           const ServedModel& model,
+                           Request* request,
+                           fleet::v1::Envelope* envelope);
 
 // What Constrain wrote. REQUIRES: envelope.has_constraint().
 ConstraintSpec SpecOf(const fleet::v1::Envelope& envelope);
