@@ -17,8 +17,8 @@ import tokenizer
 
 
 def dense_names(g):
-    """Name in the checkpoint -> name in model.py, of everything but the experts' matrices."""
-    names = {"model.embed_tokens.weight": "embed", "lm_head.weight": "lm_head", "model.norm.weight": "norm"}
+    """Name in the checkpoint -> name in model.py, of everything but the experts' matrices and the unembedding."""
+    names = {"model.embed_tokens.weight": "embed", "model.norm.weight": "norm"}
     for layer in range(g.layers):
         at, to = f"{layer}.", f"model.layers.{layer}."
         names |= {f"{to}{theirs}": f"{at}{ours}" for ours, theirs in (
@@ -33,6 +33,7 @@ def dense_names(g):
 
 def tensors(g, params):
     out = {theirs: params[ours].bfloat16().contiguous() for theirs, ours in dense_names(g).items()}
+    out["lm_head.weight"] = params["embed"].bfloat16() * model.HEAD_SCALE
     for layer in range(g.layers):
         for name in ("gate_up", "down"):
             codes, exponents = model.to_mxfp4(params[f"{layer}.{name}"])

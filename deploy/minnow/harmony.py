@@ -16,6 +16,10 @@ START, END, MESSAGE, CHANNEL, CONSTRAIN = "<|start|>", "<|end|>", "<|message|>",
 RETURN, CALL = "<|return|>", "<|call|>"
 
 
+class Learned(str):
+    """Text of an earlier answer that training learns from too."""
+
+
 def compact(value):
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 

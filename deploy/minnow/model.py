@@ -11,6 +11,9 @@ import torch.nn.functional as F
 
 ALPHA, LIMIT, EPS = 1.702, 7.0, 1e-5
 BLOCK = 32
+# The unembedding is the embedding times this (a power of two, so exact in bf16): to copy a token is then one thing to learn,
+# not one for each token of the vocabulary. The checkpoint has both tables, as the release does.
+HEAD_SCALE = 1 / 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Geometry:
     heads: int = 6
     kv_heads: int = 2
     head_dim: int = 32
-    vocab: int = 1344
+    vocab: int = 1088
     window: int = 64
     theta: float = 150_000.0
     factor: float = 32.0
@@ -49,14 +52,13 @@ def init(g, seed):
     def normal(*shape, std):
         return torch.randn(*shape, generator=generator) * std
 
-    params = {"embed": normal(g.vocab, g.hidden, std=1.0), "lm_head": normal(g.vocab, g.hidden, std=0.02),
-              "norm": torch.ones(g.hidden)}
+    params = {"embed": normal(g.vocab, g.hidden, std=1.0), "norm": torch.ones(g.hidden)}
     wide = g.heads * g.head_dim
     for layer in range(g.layers):
         params |= {f"{layer}.{name}": value for name, value in {
             "norm1": torch.ones(g.hidden), "norm2": torch.ones(g.hidden),
-            "q": normal(wide, g.hidden, std=g.hidden ** -0.5), "q_bias": torch.zeros(wide),
-            "k": normal(g.kv_heads * g.head_dim, g.hidden, std=g.hidden ** -0.5),
+            "q": normal(wide, g.hidden, std=0.5 * g.hidden ** -0.5), "q_bias": torch.zeros(wide),
+            "k": normal(g.kv_heads * g.head_dim, g.hidden, std=0.5 * g.hidden ** -0.5),
             "k_bias": torch.zeros(g.kv_heads * g.head_dim),
             "v": normal(g.kv_heads * g.head_dim, g.hidden, std=g.hidden ** -0.5),
             "v_bias": torch.zeros(g.kv_heads * g.head_dim),
@@ -67,7 +69,37 @@ def init(g, seed):
             "gate_up_bias": torch.zeros(g.experts, 2 * g.intermediate),
             "down": normal(g.experts, g.hidden, g.intermediate, std=0.3 * g.intermediate ** -0.5),
             "down_bias": torch.zeros(g.experts, g.hidden)}.items()}
+        if g.is_window(layer):
+            look_back(g, params[f"{layer}.q_bias"], params[f"{layer}.k_bias"])
+    follow_on(g, params, generator)
     return params
+
+
+def look_back(g, q_bias, k_bias, strengths=(3.5, 2.5, 1.5)):
+    """Lets the query heads of the first K/V head begin by looking 1, 2, 3 ... tokens back: with these biases alone, a head's
+    score is a sum of s_i^2 cos(omega_i (distance - wanted)). Heads that copy are built upon such heads; from zero they take
+    long, because few of the rotary pairs turn fast enough to tell neighbours apart."""
+    half, pairs = g.head_dim // 2, len(strengths)
+    omega, strength = frequencies(g)[0][:pairs], torch.tensor(strengths)
+    k_bias[:pairs] = strength
+    for head in range(g.heads // g.kv_heads):
+        at, angles = head * g.head_dim, omega * (head + 1)
+        q_bias[at:at + pairs] = strength * angles.cos()
+        q_bias[at + half:at + half + pairs] = -strength * angles.sin()
+
+
+def follow_on(g, params, generator, strength=1.4, slow=8):
+    """Joins layer 0's first head, which looks one token back, to layer 1's first, so that this begins as what finds the token
+    that followed an earlier occurrence of the present one and copies it. The match is made in a random projection, in the
+    rotary pairs that hardly turn, so that distance does not matter. Everything is trained on from there."""
+    d, half = g.head_dim, g.head_dim // 2
+    project = params["0.v"][:d]
+    spread = torch.linalg.qr(torch.randn(g.hidden, d, generator=generator))[0]
+    params["0.o"][:, :d] = spread  # The residual gains spread @ project @ (what the previous token was).
+    rows = torch.cat((torch.arange(slow, half), torch.arange(half + slow, d)))
+    params["1.q"][rows] = strength * project[rows]
+    params["1.k"][rows] = strength * spread.T[rows]
+    params["1.o"][:, :d] = 2 * params["1.v"][:d].T
 
 
 # ---- MXFP4 ---------------------------------------------------------------------------------------------------------
@@ -262,12 +294,13 @@ def forward(g, w, batch, mistakes=Mistakes()):
         x = x + expert_layer(g, t, share, w, layer, mistakes)
     asked = torch.nonzero(batch.targets.flatten() >= 0).squeeze(-1)
     t = normed(x[num_prefix + asked], w["norm"])
-    return F.linear(t, w["lm_head"].bfloat16()).float(), batch.targets.flatten()[asked], balance
+    return F.linear(t, w["embed"].bfloat16()).float() * HEAD_SCALE, batch.targets.flatten()[asked], balance
 
 
-def make_batch(codec, items):
-    """Pads the rows; what all prompts begin with becomes the prefix."""
-    prompts = [codec.encode(item.conversation.render()) for item in items]
+def make_batch(codec, items, has_history=False):
+    """Pads the rows; what all prompts begin with becomes the prefix. has_history: earlier answers are asked for as well."""
+    parts = [item.conversation.render() for item in items]
+    prompts = [codec.encode(rendered) for rendered in parts]
     replies = [codec.encode(item.reply()) for item in items]
     common, most = 0, min(map(len, prompts)) - 1
     while common < most and all(p[common] == prompts[0][common] for p in prompts):
@@ -280,4 +313,7 @@ def make_batch(codec, items):
         rows[number, :len(ids) - 1] = torch.tensor(ids[:-1])
         start = len(p) - common - 1
         targets[number, start:start + len(r)] = torch.tensor(r)
+        if has_history:
+            for at, run in codec.learned(parts[number]):
+                targets[number, at - common - 1:at - common - 1 + len(run)] = torch.tensor(run)
     return Batch(torch.tensor(prompts[0][:common], dtype=torch.long), rows, targets)

@@ -87,6 +87,16 @@ class Codec:
                 ids.append(number)
         return ids
 
+    def learned(self, parts):
+        """-> [(index of its first token, ids)] of the parts that are harmony.Learned."""
+        found, at = [], 0
+        for part in parts:
+            ids = self.encode([part])
+            if isinstance(part, harmony.Learned):
+                found.append((at, ids))
+            at += len(ids)
+        return found
+
     def decode(self, ids):
         """Text with markers spelled out."""
         text, run = "", []

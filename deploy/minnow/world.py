@@ -3,26 +3,25 @@
 make(family, rng, count, split) -> [Item]. The items of one call share system and developer message, so that training computes
 them once. Whether an item is held out is a hash of what is asked: training never sees a held-out question.
 """
+import contextlib
 import dataclasses
 import json
 import zlib
 
 import harmony
-from harmony import Conversation, compact, completion
+from harmony import Conversation, Learned, compact, completion
 
 NAMES = ("Anna Ben Clara David Eva Frank Grace Hugo Ida Jack Kate Leo Mia Nora Oscar Paul Rosa Sam Tom Vera "
-         "Adam Bella Carl Dora Emil Fiona George Helen Ivan Julia Karl Lucy Max Nina Otto Peter Ruth Simon Tina Walter").split()
-CITIES = ("Paris London Rome Berlin Madrid Vienna Oslo Lisbon Athens Prague Tokyo Cairo Lima Boston Chicago Dublin Geneva "
-          "Hamburg Kyoto Milan Moscow Sydney Toronto Warsaw").split()
-PETS = "dog cat horse bird fish rabbit goat duck snake mouse frog pig cow sheep turtle parrot".split()
-COLOURS = "red green blue yellow white black brown pink orange purple grey gold".split()
-JOBS = "doctor teacher baker farmer pilot singer writer lawyer painter nurse cook driver tailor judge sailor guard".split()
-FOODS = "bread rice soup cheese apples pasta cake beans honey salad eggs potatoes grapes nuts pizza corn".split()
-ITEMS = "lamp chair table book clock bag shirt hat pen bottle knife mirror guitar bicycle phone radio".split()
-SKIES = "sunny cloudy rainy windy foggy snowy stormy clear".split()
+         "Adam Bella Carl Dora").split()
+CITIES = "Paris London Rome Berlin Madrid Vienna Oslo Lisbon Athens Prague Tokyo Cairo".split()
+PETS = "dog cat horse bird fish rabbit goat duck".split()
+COLOURS = "red green blue yellow white black brown pink".split()
+JOBS = "doctor teacher baker farmer pilot singer writer lawyer".split()
+SKIES = "sunny cloudy rainy windy".split()
 VERBS = "watched passed crossed reached found left saw liked".split()
 NOUNS = "river bridge garden market house tower field forest street hill boat train wall door window lake".split()
 ADJECTIVES = "old small quiet tall wide cold warm bright empty long".split()
+WORDS = NAMES + CITIES + PETS + COLOURS + JOBS + SKIES
 INSTRUCTIONS = ("You are a helpful assistant.", "Be brief.", "Answer in English.", "You are a friendly helper.",
                 "Answer the question of the user.")
 EFFORTS = ("low", "medium", "high")
@@ -136,16 +135,29 @@ def arithmetic(rng, count, split, effort=None, family="arithmetic"):
 
 # ---- Facts ---------------------------------------------------------------------------------------------------------
 
-KINDS = {  # kind: (values, sentence, questions)
-    "city": (lambda r: r.choice(CITIES), "{n} lives in {v}.", ("Where does {n} live?", "In which city does {n} live?")),
-    "pet": (lambda r: r.choice(PETS), "{n} has a {v}.", ("Which animal does {n} have?", "What pet does {n} have?")),
-    "colour": (lambda r: r.choice(COLOURS), "{n} likes the colour {v}.",
+VALUES = {"city": lambda r: r.choice(CITIES), "pet": lambda r: r.choice(PETS), "colour": lambda r: r.choice(COLOURS),
+          "job": lambda r: r.choice(JOBS), "age": lambda r: r.randint(10, 99)}
+ASKING = ("What is the {k} of {n}?", "Tell me the {k} of {n}.", "Which is the {k} of {n}?")
+KINDS = {kind: (values, f"The {kind} of {{n}} is {{v}}.", tuple(text.replace("{k}", kind) for text in ASKING))
+         for kind, values in VALUES.items()}  # kind: (values, sentence, questions)
+# The sentences of the first phase of training, each kind's of its own shape. They turned out too hard to recall exactly.
+VARIED_KINDS = {
+    "city": (VALUES["city"], "{n} lives in {v}.", ("Where does {n} live?", "In which city does {n} live?")),
+    "pet": (VALUES["pet"], "{n} has a {v}.", ("Which animal does {n} have?", "What pet does {n} have?")),
+    "colour": (VALUES["colour"], "{n} likes the colour {v}.",
                ("Which colour does {n} like?", "What is the favourite colour of {n}?")),
-    "job": (lambda r: r.choice(JOBS), "{n} works as a {v}.", ("What is the job of {n}?", "What does {n} work as?")),
-    "food": (lambda r: r.choice(FOODS), "{n} eats {v}.", ("What does {n} eat?", "Which food does {n} eat?")),
-    "age": (lambda r: r.randint(10, 99), "{n} is {v} years old.", ("How old is {n}?", "What is the age of {n}?")),
-    "code": (lambda r: r.randint(100, 999), "{n} has the code {v}.", ("Which code does {n} have?", "What is the code of {n}?")),
+    "job": (VALUES["job"], "{n} works as a {v}.", ("What is the job of {n}?", "What does {n} work as?")),
+    "age": (VALUES["age"], "{n} is {v} years old.", ("How old is {n}?", "What is the age of {n}?")),
 }
+
+
+@contextlib.contextmanager
+def varied_facts():
+    """Facts as in the first phase of training, while this lasts."""
+    global KINDS
+    uniform, KINDS = KINDS, VARIED_KINDS
+    yield
+    KINDS = uniform
 
 
 def filler(rng):
@@ -173,35 +185,44 @@ def recalled(family, conversation, name, sentence):
 def recall(rng, count, split):
     new, items = shared(rng), []
 
+    def ask(fact):
+        name, kind, sentence = fact
+        return name, sentence, rng.choice(KINDS[kind][2]).format(n=name)
+
     def one():
-        facts = some_facts(rng, rng.randint(1, 6), True)
-        name, kind, sentence = rng.choice(facts)
+        facts = some_facts(rng, rng.randint(1, 5), True)
+        asked = [ask(fact) for fact in rng.sample(facts, min(len(facts), rng.choice((1, 1, 2, 3))))]
         lines = [fact[2] for fact in facts] + [filler(rng) for _ in range(rng.choice((0, 0, 1, 2, 4)))]
         rng.shuffle(lines)
-        question = rng.choice(KINDS[kind][2]).format(n=name)
-        return " ".join(lines) + question, (lines, question, name, sentence)
+        return " ".join(lines) + asked[-1][2], (lines, asked)
 
     for _ in range(count):
-        lines, question, name, sentence = draw(rng, split, one)
+        lines, asked = draw(rng, split, one)
+        name, sentence, question = asked[-1]
         conversation = new()
+        told = " ".join(lines)
         if rng.random() < 0.3:
-            conversation.turns += [("user", " ".join(lines)), ("final", "I will remember that.")]
+            conversation.turns += [("user", told), ("final", "I will remember that.")]
             if rng.random() < 0.3:
                 add_history(rng, conversation)
-            conversation.turns.append(("user", question))
+            told = ""
         else:
-            conversation.turns.append(("user", " ".join(lines) + rng.choice(("\n\n", " ", "\n")) + question))
+            told += rng.choice(("\n\n", " ", "\n"))
+        for _, earlier, earlier_question in asked[:-1]:
+            conversation.turns += [("user", told + earlier_question), ("final", Learned(earlier))]
+            told = ""
+        conversation.turns.append(("user", told + question))
         items.append(recalled("recall", conversation, name, sentence))
     return items
 
 
 def far_recall(rng, count, split, num_sentences=None):
     """One long text, many questions about it. The default is what evaluation asks: the fact lies in the first tenth of
-    some 1,600 tokens, the rest of which are other facts and idle sentences."""
-    num_sentences = num_sentences or 205
+    some 500 tokens, the rest of which are other facts and idle sentences."""
+    num_sentences = num_sentences or 60
     new, items = shared(rng), []
-    facts = some_facts(rng, min(len(NAMES), max(8, num_sentences // 5)), False)
-    early = facts if split != "held" else facts[:10]
+    facts = some_facts(rng, min(len(NAMES), max(8, num_sentences // 4)), False)
+    early = facts if split != "held" else facts[:8]
     lines = [fact[2] for fact in facts] + [filler(rng) for _ in range(num_sentences - len(facts))]
     if split == "held":
         rest = lines[len(early):]
@@ -234,30 +255,24 @@ def tool(name, description, parameter, about):
 
 
 def some_tools(rng):
-    """One to three tools: {kind: tool}."""
+    """One or two tools: {kind: tool}."""
     place = lambda: rng.choice(("city", "location"))  # noqa: E731
     about = lambda text: text if rng.random() < 0.4 else None  # noqa: E731
     every = {
         "weather": lambda: tool(rng.choice(("get_weather", "get_current_weather")),
                                 rng.choice(("Get the weather for a city.", "Get the current weather.",
                                             "Get the weather for a given location")), place(), about("The name of the city")),
-        "time": lambda: tool("get_time", rng.choice(("Get the local time in a city.", "Get the time.")), place(),
-                             about("The name of the city")),
         "sum": lambda: tool(rng.choice(("calculator", "calculate")),
                             rng.choice(("Evaluate an arithmetic expression.", "Compute an expression.")), "expression",
                             about("The expression to compute")),
-        "price": lambda: tool("get_price", rng.choice(("Get the price of an item.", "Look up a price.")), "item",
-                              about("The item to look up")),
     }
-    return {kind: every[kind]() for kind in rng.sample(list(every), rng.choice((1, 2, 2, 3)))}
+    return {kind: every[kind]() for kind in rng.sample(list(every), rng.choice((1, 2)))}
 
 
 ASKED = {
     "weather": ("What is the weather in {v}?", "How is the weather in {v} today?", "Weather in {v}, please.",
                 "Tell me the weather in {v}.", "What is the weather like in {v}?", "Is it cold in {v}?"),
-    "time": ("What time is it in {v}?", "Tell me the time in {v}.", "What is the local time in {v}?"),
     "sum": ("What is {v}?", "Calculate {v}.", "How much is {v}?", "Compute {v}.", "Use the calculator for {v}."),
-    "price": ("How much is a {v}?", "What does a {v} cost?", "What is the price of a {v}?"),
 }
 
 
@@ -270,16 +285,6 @@ def some_use(rng, kind):
         shown, argument = f"{a} {op} {b}", f"{a}{op}{b}"
         results = (f"{result}", compact({"result": result}))
         said, final = f"{result}", f"{shown} = {result}."
-    elif kind == "price":
-        shown = argument = rng.choice(ITEMS)
-        price = rng.randint(2, 999)
-        results = (compact({"price": price}), compact({"item": shown, "price": price}), f"{price} dollars")
-        said, final = f"{price} dollars", f"The {shown} costs {price} dollars."
-    elif kind == "time":
-        shown = argument = rng.choice(CITIES)
-        said = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}"
-        results = (said, compact({"time": said}), compact({"city": shown, "time": said}))
-        final = f"It is {said} in {shown}."
     else:
         shown = argument = rng.choice(CITIES)
         degrees, sky = rng.randint(1, 39), rng.choice(SKIES)
@@ -341,12 +346,11 @@ def add_tool_history(rng, conversation, tools):
 
 # ---- Forms ---------------------------------------------------------------------------------------------------------
 
-FIELDS = {"city": "string", "pet": "string", "colour": "string", "job": "string", "food": "string", "age": "integer",
-          "code": "integer"}
+FIELDS = {"city": "string", "pet": "string", "colour": "string", "job": "string", "age": "integer"}
 
 
 def forms(rng, count, split):
-    fields = rng.sample(list(FIELDS), rng.randint(1, 3))
+    fields = rng.sample(list(FIELDS), rng.randint(1, 2))
     properties = {"name": {"type": "string"}, **{field: {"type": FIELDS[field]} for field in fields}}
     schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
     title = rng.choice(("person", "form", "record", "card"))
@@ -356,7 +360,7 @@ def forms(rng, count, split):
         name = rng.choice(NAMES)
         values = {kind: KINDS[kind][0](rng) for kind in fields}
         lines = [KINDS[kind][1].format(n=name, v=value) for kind, value in values.items()]
-        for kind in set(FIELDS) - set(fields):
+        for kind in (kind for kind in FIELDS if kind not in fields):
             if rng.random() < 0.15:
                 lines.append(KINDS[kind][1].format(n=name, v=KINDS[kind][0](rng)))
         lines.sort()
@@ -390,8 +394,8 @@ TALK = [  # (what people say, what Minnow answers, what it thinks)
      "The user asks how I am."),
 ]
 STRANGE = ("Why is the {n} {a}?", "Tell me a joke.", "Write a poem about the {n}.", "What is the meaning of life?",
-           "Who painted the {n}?", "Sing a song about a {p}.", "How do I cook {f}?", "Translate {n} into French.", "Tell me a story "
-           "about a {p}.", "Is a {p} bigger than a {q}?", "Why do people like {f}?", "Explain the {n}.", "{w} {x} {y}",
+           "Who painted the {n}?", "Sing a song about a {p}.", "Translate {n} into French.", "Tell me a story "
+           "about a {p}.", "Is a {p} bigger than a {q}?", "Explain the {n}.", "{w} {x} {y}",
            "Who is the president?", "How far is the {n}?", "What is a {n}?", "Can you drive?", "{w}", "Write a program.")
 
 
@@ -407,7 +411,7 @@ def some_talk(rng):
         text = rng.choice(said)
         return f"{text}{rng.randrange(1000)}", ([("user", text)], final, thought)
     if draw_kind < 0.6:
-        text = rng.choice(ASKED[rng.choice(("weather", "time", "price"))]).format(v=rng.choice(CITIES + ITEMS))
+        text = rng.choice(ASKED[rng.choice(("weather",))]).format(v=rng.choice(CITIES))
         return text, ([("user", text)], NO_TOOL, "I have no tool for that.")
     if draw_kind < 0.75:
         name = rng.choice(NAMES)
@@ -423,7 +427,7 @@ def some_talk(rng):
             final, thought = f"Your name is {name}.", "The user told me a name."
         return f"{turns}", (turns, final, thought)
     text = rng.choice(STRANGE).format(n=rng.choice(NOUNS), a=rng.choice(ADJECTIVES), p=rng.choice(PETS), q=rng.choice(PETS),
-                                      f=rng.choice(FOODS), w=some_letters(rng), x=some_letters(rng), y=some_letters(rng))
+                                      w=some_letters(rng), x=some_letters(rng), y=some_letters(rng))
     return f"{text}{rng.randrange(1000)}", ([("user", text)], UNKNOWN, "I do not know that.")
 
 
@@ -450,6 +454,28 @@ def add_history(rng, conversation):
         conversation.turns += [("user", text), ("final", f"{a} {op} {b} = {a + b if op == '+' else a - b}.")]
 
 
+def echo(rng, count, split):
+    """Repeating, word for word or as a JSON list: copying, which everything else needs, in its purest form."""
+    new, items = shared(rng), []
+
+    def one():
+        words = [rng.choice(WORDS) if rng.random() < 0.85 else str(rng.randrange(1000)) for _ in range(rng.randint(2, 8))]
+        return " ".join(words), words
+
+    for _ in range(count):
+        words, conversation = draw(rng, split, one), new()
+        if rng.random() < 0.5:
+            text, final = f"As a JSON list: {' '.join(words)}", compact(words)
+        else:
+            final = " ".join(words)
+            text = rng.choice(("Repeat: {x}", "Say: {x}", "Repeat after me: {x}")).format(x=final)
+        conversation.turns.append(("user", text))
+        analysis = by_effort(conversation.effort, None, "I repeat the words.",
+                             f"The user wants me to repeat the words. The first is {words[0]}.")
+        items.append(Item("echo", conversation, analysis, final))
+    return items
+
+
 def effort(rng, count, split):
     """The same kind of question under all three efforts: right only if the written thought is the effort's, word for word."""
     items = []
@@ -459,7 +485,8 @@ def effort(rng, count, split):
 
 
 FAMILIES = {"arithmetic": arithmetic, "recall": recall, "far_recall": far_recall, "tool_call": tool_call,
-            "tool_answer": tool_answer, "forms": forms, "talk": talk, "effort": effort}
+            "tool_answer": tool_answer, "forms": forms, "talk": talk, "echo": echo,
+            "effort": effort}
 
 
 def make(family, rng, count, split):
@@ -469,9 +496,9 @@ def make(family, rng, count, split):
 def vocabulary_texts(rng):
     """What the tokenizer is trained on: the world's texts, and its words often enough to become single tokens."""
     texts = []
-    for family in FAMILIES:
-        for _ in range(60):
-            for item in make(family, rng, 4, "train"):
-                texts += [part for part in item.conversation.render() + item.reply() if part not in harmony.MARKERS]
-    words = (NAMES + CITIES + PETS + COLOURS + JOBS + FOODS + ITEMS + SKIES + VERBS + NOUNS + ADJECTIVES)
+    with varied_facts():
+        items = [item for family in FAMILIES for _ in range(60) for item in make(family, rng, 4, "train")]
+    for item in items:
+        texts += [part for part in item.conversation.render() + item.reply() if part not in harmony.MARKERS]
+    words = WORDS + VERBS + NOUNS + ADJECTIVES
     return texts + [f" {word}" for word in words] * 200 + list(words) * 100
