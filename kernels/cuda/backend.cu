@@ -1,0 +1,294 @@
+// The device itself: opening it, memory, copies, errors, and steps kept as graphs.
+//
+// Errors: the first one is noted and sticks; operations after it do nothing useful, and Read,
+// Synchronize and Sample throw it as DeviceFault. Running out of memory is not a fault: Allocate
+// returns null.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cuda/backend.h"
+#include "kernels/cuda/device.cuh"
+#include "kernels/numeric.h"
+
+namespace shoal {
+namespace {
+
+constexpr size_t kHalfBytes = size_t{8} << 20;
+// Beyond this many kept steps the map starts anew: an upper bound, not a tuning.
+constexpr size_t kMaxKeptSteps = 512;
+// A GPU with less than this left cannot even hold the scratch of a step.
+constexpr size_t kLeastFreeBytes = size_t{256} << 20;
+
+__global__ void ProbeKernel() {}
+
+std::string Gigabytes(size_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.2f GB", static_cast<double>(bytes) / 1e9);
+  return text;
+}
+
+std::string Version(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+// What may keep a process from having a GPU at all. Empty: nothing.
+std::string NoDriver(int* count) {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    return "no NVIDIA driver on this machine (libcuda.so.1 was not found): install it, or use "
+           "--backend cpu";
+  }
+  const cudaError_t error = cudaGetDeviceCount(count);
+  if (error == cudaErrorInsufficientDriver) {
+    return "the NVIDIA driver knows CUDA " + Version(driver) + ", this shoal needs " +
+           Version(CUDART_VERSION) + ": a newer driver would do";
+  }
+  if (error == cudaErrorNoDevice || (error == cudaSuccess && *count == 0)) {
+    return "the NVIDIA driver shows no GPU; is CUDA_VISIBLE_DEVICES set?";
+  }
+  return error == cudaSuccess ? "" : std::string("no GPU: ") + cudaGetErrorString(error);
+}
+
+// By the matrix unit's kind: kinds need not round alike.
+std::string NumericsClass(const CudaDevice& device) {
+  return device.major == 9 ? "cuda-wgmma" : "cuda-sm" + std::to_string(device.major * 10);
+}
+
+}  // namespace
+
+std::unique_ptr<CudaBackend> CudaBackend::Open(const CudaBackendOptions& options,
+                                               std::string* error) {
+  int count = 0;
+  *error = NoDriver(&count);
+  if (!error->empty()) return nullptr;
+  if (options.device < 0 || options.device >= count) {
+    *error = "GPU " + std::to_string(options.device) + " does not exist: this machine has " +
+             std::to_string(count) + ", numbered from 0";
+    return nullptr;
+  }
+  cudaDeviceProp properties{};
+  if (const cudaError_t got = cudaGetDeviceProperties(&properties, options.device);
+      got != cudaSuccess) {
+    *error = "GPU " + std::to_string(options.device) + ": " + cudaGetErrorString(got);
+    return nullptr;
+  }
+  auto backend = std::make_unique<cuda::Device>(
+      CudaDevice{.index = options.device,
+                 .name = properties.name,
+                 .major = properties.major,
+                 .minor = properties.minor,
+                 .num_multiprocessors = properties.multiProcessorCount,
+                 .total_bytes = static_cast<int64_t>(properties.totalGlobalMem)},
+      options);
+  *error = backend->Start();
+  if (!error->empty()) return nullptr;
+  return backend;
+}
+
+namespace cuda {
+
+Device::Device(CudaDevice device, const CudaBackendOptions& options)
+    : device_(std::move(device)),
+      replays_(options.replays),
+      overlaps_launches_(options.overlaps_launches && device_.major >= 9),
+      name_("cuda:" + std::to_string(device_.index) + " (" + device_.name + ")"),
+      numerics_class_(NumericsClass(device_)) {}
+
+std::string Device::Start() {
+  const std::string gpu = "GPU " + std::to_string(device_.index) + " (" + device_.name + ")";
+  const auto failed = [&](cudaError_t error) {
+    cudaGetLastError();  // Ours to report; not to be found by the next call.
+    return error == cudaSuccess ? "" : gpu + ": " + cudaGetErrorString(error);
+  };
+  if (const cudaError_t error = cudaSetDevice(device_.index); error != cudaSuccess) {
+    if (error == cudaErrorDevicesUnavailable) {
+      return gpu + " is taken by another process in exclusive mode";
+    }
+    return failed(error);
+  }
+  cudaFuncAttributes attributes{};
+  const cudaError_t code = cudaFuncGetAttributes(&attributes, ProbeKernel);
+  if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction) {
+    cudaGetLastError();
+    return gpu + " has compute capability " + std::to_string(device_.major) + "." +
+           std::to_string(device_.minor) +
+           ", for which this shoal has no kernels: 8.0 and above are supported";
+  }
+  if (code != cudaSuccess) return failed(code);
+  size_t free = 0;
+  size_t total = 0;
+  if (const cudaError_t error = cudaMemGetInfo(&free, &total); error != cudaSuccess) {
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      return gpu + " is full: not even its context finds room";
+    }
+    return failed(error);
+  }
+  if (free < kLeastFreeBytes) {
+    return gpu + " is full: " + Gigabytes(free) + " of " + Gigabytes(total) +
+           " are free, another process holds the rest";
+  }
+  if (const cudaError_t error = cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking);
+      error != cudaSuccess) {
+    return failed(error);
+  }
+  void* staging = nullptr;
+  if (const cudaError_t error = cudaMallocHost(&staging, 2 * kHalfBytes); error != cudaSuccess) {
+    return failed(error);
+  }
+  staging_ = static_cast<std::byte*>(staging);
+  for (cudaEvent_t& event : half_free_) {
+    if (const cudaError_t error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+        error != cudaSuccess) {
+      return failed(error);
+    }
+  }
+  return "";
+}
+
+Device::~Device() {
+  if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  ForgetReplays();
+  for (const Scratch& scratch : scratch_) cudaFree(scratch.data);
+  for (cudaEvent_t event : half_free_) {
+    if (event != nullptr) cudaEventDestroy(event);
+  }
+  if (staging_ != nullptr) cudaFreeHost(staging_);
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+bool Device::Check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return true;
+  if (fault_.empty()) {
+    fault_ =
+        name_ + ": " + what + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error);
+  }
+  return false;
+}
+
+std::string Device::Fault() const {
+  return fault_;
+}
+
+void Device::ThrowFault() const {
+  throw DeviceFault(fault_);
+}
+
+int64_t Device::FreeBytes() const {
+  size_t free = 0;
+  size_t total = 0;
+  cudaSetDevice(device_.index);
+  return cudaMemGetInfo(&free, &total) == cudaSuccess ? static_cast<int64_t>(free) : 0;
+}
+
+void* Device::Allocate(size_t bytes) {
+  KERNEL_CHECK(!is_capturing_);
+  cudaSetDevice(device_.index);  // The loading thread has not chosen one yet.
+  void* data = nullptr;
+  const size_t rounded = std::max<size_t>(bytes, 1);
+  const cudaError_t error = cudaMalloc(&data, rounded);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  if (!Check(error, "allocating") ||
+      !Check(cudaMemsetAsync(data, 0, rounded, stream_), "clearing memory")) {
+    return nullptr;
+  }
+  return data;
+}
+
+void Device::Free(void* data, size_t /*bytes*/) {
+  if (data == nullptr) return;
+  KERNEL_CHECK(!is_capturing_);
+  ForgetReplays();
+  cudaStreamSynchronize(stream_);
+  Check(cudaFree(data), "freeing");
+}
+
+void Device::Write(void* device, const void* host, size_t bytes) {
+  KERNEL_CHECK(!is_capturing_);
+  cudaSetDevice(device_.index);
+  auto* to = static_cast<std::byte*>(device);
+  const auto* from = static_cast<const std::byte*>(host);
+  while (bytes > 0) {
+    if (staging_used_ == kHalfBytes) {
+      Check(cudaEventRecord(half_free_[half_], stream_), "a copy's event");
+      half_ = 1 - half_;
+      staging_used_ = 0;
+      Check(cudaEventSynchronize(half_free_[half_]), "waiting for a copy");
+    }
+    const size_t part = std::min(bytes, kHalfBytes - staging_used_);
+    std::byte* const staged = staging_ + static_cast<size_t>(half_) * kHalfBytes + staging_used_;
+    std::memcpy(staged, from, part);
+    Check(cudaMemcpyAsync(to, staged, part, cudaMemcpyHostToDevice, stream_), "copying in");
+    staging_used_ = std::min(kHalfBytes, (staging_used_ + part + 255) / 256 * 256);
+    to += part;
+    from += part;
+    bytes -= part;
+  }
+}
+
+void Device::Read(void* host, const void* device, size_t bytes) {
+  KERNEL_CHECK(!is_capturing_);
+  cudaSetDevice(device_.index);
+  if (bytes > 0) {
+    Check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copying out");
+  }
+  Synchronize();
+}
+
+void Device::Synchronize() {
+  Check(cudaStreamSynchronize(stream_), "waiting");
+  if (!fault_.empty()) ThrowFault();
+}
+
+void* Device::ScratchOf(ScratchFor use, size_t bytes) {
+  Scratch& scratch = scratch_[static_cast<int>(use)];
+  if (bytes <= scratch.bytes) return scratch.data;
+  KERNEL_CHECK(!is_capturing_);  // The step was run before it is captured.
+  Free(scratch.data, scratch.bytes);
+  scratch.bytes = std::max(bytes, 2 * scratch.bytes);
+  scratch.data = Allocate(scratch.bytes);
+  if (scratch.data == nullptr) {
+    scratch.bytes = 0;
+    Check(cudaErrorMemoryAllocation, "scratch of an operation");
+  }
+  return scratch.data;
+}
+
+void Device::Replay(uint64_t key, const std::function<void()>& ops) {
+  if (key == 0 || !replays_ || !fault_.empty()) return ops();
+  if (kept_.size() >= kMaxKeptSteps) ForgetReplays();
+  if (!kept_[key].was_run) {
+    ops();
+    kept_[key].was_run = true;  // Again by its key: scratch that grew has dropped everything.
+    return;
+  }
+  KeptStep& step = kept_[key];
+  if (step.graph == nullptr) CaptureStep(&step, ops);
+  if (step.graph != nullptr) Check(cudaGraphLaunch(step.graph, stream_), "replaying a step");
+}
+
+void Device::CaptureStep(KeptStep* step, const std::function<void()>& ops) {
+  if (!Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capturing")) {
+    return;
+  }
+  is_capturing_ = true;
+  ops();
+  is_capturing_ = false;
+  cudaGraph_t graph = nullptr;
+  if (!Check(cudaStreamEndCapture(stream_, &graph), "capturing")) return;
+  Check(cudaGraphInstantiate(&step->graph, graph, 0), "making a graph");
+  cudaGraphDestroy(graph);
+}
+
+void Device::ForgetReplays() {
+  for (auto& [key, step] : kept_) {
+    if (step.graph != nullptr) cudaGraphExecDestroy(step.graph);
+  }
+  kept_.clear();
+}
+
+}  // namespace cuda
+}  // namespace shoal

@@ -1,0 +1,291 @@
+// The inner part of every matrix product: out^T = W x^T for tiles of 64 weight rows by kColumns
+// tokens. Weights are the first operand (its 64 rows fit the matrix unit whatever the batch),
+// tokens the second, so one instruction family serves a single token and a whole prompt.
+//
+// Order of a sum: blocks of 64 inputs rising, in each four steps of 16 inputs; one matrix
+// instruction adds a step's products to the accumulator. How many columns an instruction has and
+// which other tokens are in them changes no column's sum; tests/gpu/parity compares the bits.
+//
+// Who: a thread block is kGroups warpgroups (128 threads), each with 64 weight rows of its own; all
+// share the tokens. Kept: tokens and weights in a ring of kStages stages of shared memory, filled
+// by asynchronous copies kStages - 2 blocks ahead; sums in registers. One block's product runs
+// while the next one's weights are decoded.
+//
+// Moved, per thread block and block of 64 inputs: 64 kGroups weight rows (8 KB each group in bf16,
+// 2,176 bytes in MXFP4) and kColumns x 128 bytes of tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/fragments.h"
+#include "kernels/cuda/mx_layout.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/tuning.h"
+#include "kernels/numeric.h"
+
+namespace shoal::cuda {
+
+inline constexpr int kGroupThreads = 128;
+
+// acc += tile (registers) * tokens, one block of 64 inputs. On the device without wgmma the same
+// product by mma.sync. `is_first`: acc starts from zero.
+template <int kColumns>
+__device__ inline void MultiplyRegisters(float (&acc)[kColumns / 2],
+                                         const uint32_t (&a)[16],
+                                         uint32_t tokens,
+                                         bool is_first) {
+  if constexpr (ptx::kHasWgmma) {
+    const uint64_t b = TileDescriptor(tokens);
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+      ptx::Wgmma<kColumns>::Registers(acc, a + 4 * s, b + s * kDescriptorStep, !is_first || s > 0);
+    }
+  } else {
+    if (is_first) {
+#pragma unroll
+      for (float& x : acc) x = 0.0f;
+    }
+    const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+      if constexpr (kColumns == 8) {
+        // Lanes 16 to 31 address pieces that nobody uses: the same rows again.
+        uint32_t b[4];
+        ptx::LoadMatrices(b, tokens + SwizzledByte(lane % 8, LoadBPiece(lane % 16, s)));
+        ptx::Mma(acc, a + 4 * s, b[0], b[1]);
+      } else {
+#pragma unroll
+        for (int n = 0; n < kColumns; n += 16) {
+          uint32_t b[4];
+          ptx::LoadMatrices(b, tokens + SwizzledByte(LoadBRow(lane, n), LoadBPiece(lane, s)));
+          ptx::Mma(acc + n / 2, a + 4 * s, b[0], b[1]);
+          ptx::Mma(acc + n / 2 + 4, a + 4 * s, b[2], b[3]);
+        }
+      }
+    }
+  }
+}
+
+// The same with the weights' tile in shared memory.
+template <int kColumns>
+__device__ inline void MultiplyShared(float (&acc)[kColumns / 2],
+                                      uint32_t weights,
+                                      uint32_t tokens,
+                                      bool is_first) {
+  if constexpr (ptx::kHasWgmma) {
+    const uint64_t a = TileDescriptor(weights);
+    const uint64_t b = TileDescriptor(tokens);
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+      ptx::Wgmma<kColumns>::Shared(
+          acc, a + s * kDescriptorStep, b + s * kDescriptorStep, !is_first || s > 0);
+    }
+  } else {
+    uint32_t a[16];
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const int warp = static_cast<int>(threadIdx.x / 32 % 4);
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+      uint32_t step[4];
+      ptx::LoadMatrices(step, weights + SwizzledByte(LoadARow(lane, warp), LoadAPiece(lane, s)));
+#pragma unroll
+      for (int r = 0; r < 4; ++r) a[4 * s + r] = step[r];
+    }
+    MultiplyRegisters<kColumns>(acc, a, tokens, is_first);
+  }
+}
+
+// ---- Weights --------------------------------------------------------------------------------
+
+// Row-major bf16 as in the checkpoint. `first_row`: of this warpgroup's 64.
+struct Bf16Weights {
+  static constexpr bool kDecodes = false;
+  static constexpr int kGroupBytes = kTileOuts * kTileRowBytes;
+
+  const Bf16* data;
+  int64_t stride;
+  int64_t num_rows;
+  int64_t in;
+  int64_t first_row;
+
+  // Block `block` of the inputs into shared memory; every thread of the warpgroup copies a part.
+  __device__ void Copy(uint32_t to, int64_t block) const {
+    const int thread = static_cast<int>(threadIdx.x % kGroupThreads);
+    const int piece = thread % kPieces;
+    const int64_t input = block * kTileInputs + piece * (kPieceBytes / 2);
+    const int64_t left = in - input;
+    const int inside = left >= 8 ? 16 : left > 0 ? static_cast<int>(left) * 2 : 0;
+#pragma unroll
+    for (int i = 0; i < kTileOuts; i += kGroupThreads / kPieces) {
+      const int row = i + thread / kPieces;
+      const bool is_row = first_row + row < num_rows && inside > 0;
+      const Bf16* from = is_row ? data + (first_row + row) * stride + input : data;
+      ptx::CopyAsync16(to + SwizzledByte(row, piece), from, is_row ? inside : 0);
+    }
+  }
+};
+
+// Packed MXFP4 (mx_layout.h).
+struct MxWeights {
+  static constexpr bool kDecodes = true;
+  static constexpr int kGroupBytes = kMxTileBytes;
+
+  const std::byte* data;  // The first tile of the warpgroup's 64 rows
+  bool is_inside;         // False: the matrix ends before them; zeros take their place
+
+  __device__ void Copy(uint32_t to, int64_t block) const {
+    const int thread = static_cast<int>(threadIdx.x % kGroupThreads);
+    const std::byte* from = is_inside ? data + block * kMxTileBytes : data;
+    const int bytes = is_inside ? 16 : 0;
+    ptx::CopyAsync16(to + 16 * thread, from + 16 * thread, bytes);
+    if (thread < (kMxTileBytes - kMxCodeBytes) / 16) {
+      const int at = kMxCodeBytes + 16 * thread;
+      ptx::CopyAsync16(to + at, from + at, bytes);
+    }
+  }
+
+  // The thread's fragments of a block that Copy() brought to `tile`.
+  __device__ static void Decode(const std::byte* tile, uint32_t (&a)[16]) {
+    const int thread = static_cast<int>(threadIdx.x % kGroupThreads);
+    const uint4 words = *reinterpret_cast<const uint4*>(tile + 16 * thread);
+    const uint32_t scales =
+        *reinterpret_cast<const uint32_t*>(tile + kMxCodeBytes + thread / 4 * 4);
+    const uint32_t codes[4] = {words.x, words.y, words.z, words.w};
+    if ((scales & 0x80808080u) == 0) [[likely]] {
+#pragma unroll
+      for (int z = 0; z < 2; ++z) {
+        const uint32_t low = ScalePair(scales >> (8 * z) & 0xffu);
+        const uint32_t high = ScalePair(scales >> (8 * z + 16) & 0xffu);
+#pragma unroll
+        for (int s = 2 * z; s < 2 * z + 2; ++s) {
+          a[4 * s] = ptx::MultiplyPair(UnscaledPair<0>(codes[s]), low);
+          a[4 * s + 1] = ptx::MultiplyPair(UnscaledPair<1>(codes[s]), high);
+          a[4 * s + 2] = ptx::MultiplyPair(UnscaledPair<2>(codes[s]), low);
+          a[4 * s + 3] = ptx::MultiplyPair(UnscaledPair<3>(codes[s]), high);
+        }
+      }
+      return;
+    }
+#pragma unroll
+    for (int z = 0; z < 2; ++z) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t scale = scales >> (8 * z + 16 * h) & 0xffu;
+        const uint32_t first = scale > 128 ? kLargestScalePair : ScalePair(scale);
+        const uint32_t second = scale > 128 ? ExcessPair(scale) : 0x3f803f80u;  // 1
+#pragma unroll
+        for (int s = 2 * z; s < 2 * z + 2; ++s) {
+          const uint32_t even = h == 0 ? UnscaledPair<0>(codes[s]) : UnscaledPair<1>(codes[s]);
+          const uint32_t odd = h == 0 ? UnscaledPair<2>(codes[s]) : UnscaledPair<3>(codes[s]);
+          a[4 * s + h] = ptx::MultiplyPair(ptx::MultiplyPair(even, first), second);
+          a[4 * s + h + 2] = ptx::MultiplyPair(ptx::MultiplyPair(odd, first), second);
+        }
+      }
+    }
+  }
+};
+
+// ---- Tokens ---------------------------------------------------------------------------------
+
+// rows[c] is where the values of column c < num_rows begin; the columns behind are zeros. In shared
+// memory. REQUIRES: num_rows >= 1.
+template <int kColumns, int kThreads>
+__device__ inline void CopyTokens(
+    uint32_t to, const Bf16* const* rows, int num_rows, int64_t in, int64_t block) {
+  const int piece = static_cast<int>(threadIdx.x) % kPieces;
+  const int64_t input = block * kTileInputs + piece * (kPieceBytes / 2);
+  const int64_t left = in - input;
+  const int inside = left >= 8 ? 16 : left > 0 ? static_cast<int>(left) * 2 : 0;
+  for (int row = static_cast<int>(threadIdx.x) / kPieces; row < kColumns;
+       row += kThreads / kPieces) {
+    const bool is_row = row < num_rows && inside > 0;
+    const Bf16* from = is_row ? rows[row] + input : rows[0];
+    ptx::CopyAsync16(to + SwizzledByte(row, piece), from, is_row ? inside : 0);
+  }
+}
+
+// ---- The loop -------------------------------------------------------------------------------
+
+template <typename Weights, int kGroups, int kColumns, int kStages>
+struct Gemm {
+  static_assert(kStages >= 3);
+  static constexpr int kThreads = kGroups * kGroupThreads;
+  static constexpr int kTokenBytes = kColumns * kTileRowBytes;
+  // Tiles begin at multiples of 1,024 bytes: the swizzle counts from there.
+  static constexpr int kStageBytes =
+      (kTokenBytes + kGroups * Weights::kGroupBytes + 1023) / 1024 * 1024;
+  static constexpr int kAhead = kStages - 2;
+  static constexpr size_t kSharedBytes = size_t{kStages} * kStageBytes + 1024;
+
+  const Weights& weights;  // This thread's warpgroup's
+  const Bf16* const* rows;
+  int num_rows;
+  int64_t in;
+  std::byte* memory;  // kStages * kStageBytes, at a multiple of 1,024
+
+  __device__ uint32_t StageAddress(int64_t i) const {
+    return ptx::SharedAddress(memory) + static_cast<uint32_t>(i % kStages) * kStageBytes;
+  }
+
+  __device__ static int GroupOffset() {
+    return kTokenBytes + static_cast<int>(threadIdx.x / kGroupThreads) * Weights::kGroupBytes;
+  }
+
+  __device__ void Copy(int64_t i, int64_t block) const {
+    const uint32_t stage = StageAddress(i);
+    CopyTokens<kColumns, kThreads>(stage, rows, num_rows, in, block);
+    weights.Copy(stage + GroupOffset(), block);
+  }
+
+  // Block i's weights are decoded into `a` while block i - 1 is multiplied.
+  __device__ void Step(
+      int64_t i, int64_t begin, int64_t num, uint32_t (&a)[16], float (&acc)[kColumns / 2]) const {
+    ptx::WaitCopies<kAhead - 1>();
+    ptx::FenceSharedWrites();
+    __syncthreads();  // Block i is there for all, and nobody reads block i - 2 any more.
+    if (i + kAhead < num) Copy(i + kAhead, begin + i + kAhead);
+    ptx::CommitCopies();
+    const uint32_t stage = StageAddress(i);
+    if constexpr (Weights::kDecodes) {
+      Weights::Decode(memory + i % kStages * kStageBytes + GroupOffset(), a);
+    }
+    if constexpr (ptx::kHasWgmma) {
+      ptx::WgmmaWait();
+      ptx::WgmmaBegin();
+    }
+    if constexpr (Weights::kDecodes) {
+      MultiplyRegisters<kColumns>(acc, a, stage, i == 0);
+    } else {
+      MultiplyShared<kColumns>(acc, stage + GroupOffset(), stage, i == 0);
+    }
+    if constexpr (ptx::kHasWgmma) ptx::WgmmaCommit();
+  }
+
+  // acc = the products of blocks [begin, end) of the inputs, begin < end.
+  __device__ void Run(int64_t begin, int64_t end, float (&acc)[kColumns / 2]) const {
+    const int64_t num = end - begin;
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (i < num) Copy(i, begin + i);
+      ptx::CommitCopies();
+    }
+    uint32_t even[16];
+    uint32_t odd[16];
+    for (int64_t i = 0; i < num; i += 2) {
+      Step(i, begin, num, even, acc);
+      if (i + 1 < num) Step(i + 1, begin, num, odd, acc);
+    }
+    if constexpr (ptx::kHasWgmma) ptx::WgmmaWait();
+    ptx::WaitCopies<0>();
+    __syncthreads();  // The ring may be filled anew.
+  }
+};
+
+// The first multiple of 1,024 in dynamic shared memory, of which 1,024 bytes more were asked for.
+__device__ inline std::byte* AlignedShared() {
+  extern __shared__ std::byte shared_memory[];
+  const uint32_t address = ptx::SharedAddress(shared_memory);
+  return shared_memory + ((address + 1023u) / 1024u * 1024u - address);
+}
+
+}  // namespace shoal::cuda
