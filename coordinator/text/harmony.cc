@@ -49,10 +49,13 @@ constexpr absl::string_view kRepairNames[kNumRepairs] = {"call_on_final",
                                                          "unknown_channel",
                                                          "unknown_role"};
 
-// A header as long as honest ones come: the longest name that the APIs accept has 64 bytes.
+// The words of a header as long as honest ones come: the longest name that the APIs accept has 64
+// bytes. Some tokens more, because other names may merge less.
 constexpr absl::string_view kLongHeader =
-    "assistant to=functions.search_the_archive_for_documents_by_author_title_and_year_x<|channel|>"
+    "assistant to=functions."
+    "search_the_archives_for_documents_by_authors_titles_and_subjects"
     "commentary json";
+constexpr int32_t kHeaderSlack = 16;
 
 HarmonyMessage Message(Role role, HarmonyPart part) {
   HarmonyMessage message;
@@ -140,7 +143,7 @@ absl::StatusOr<HarmonyTokens> HarmonyTokens::Find(const Tokenizer* tokenizer) {
   ASSIGN_OR_RETURN(tokens.assistant, tokenizer->Encode("assistant", {}));
   ASSIGN_OR_RETURN(const std::vector<TokenId> header, tokenizer->Encode(kLongHeader, {}));
   tokens.max_header_tokens =
-      std::max(tokens.max_header_tokens, static_cast<int32_t>(header.size()));
+      std::max(tokens.max_header_tokens, static_cast<int32_t>(header.size()) + kHeaderSlack);
   return tokens;
 }
 
