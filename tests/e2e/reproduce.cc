@@ -1,24 +1,26 @@
 // Prints one hash of tokens, logprobs and logits over
-//   workers {1,2,3,5,8} x exchange {local,unix,tcp,shm} x batch {1,7,32} x chunk {1,13,128,512} x
+//   workers {1,2,3,5,8} x exchange {local,unix,tcp,shm} x chunk {1,13,128,512} x
 //   instruction set {scalar,avx2,avx512} x prefix cache {off,on} x preemption {none,forced} x
-//   a worker killed at a random moment {no,yes}
-// and fails if any of them differs. Every run is a real cluster on this host over the micro-model's
-// geometry.
+//   batch {1,7,32} x a worker killed at a random moment {no,yes}
+// and fails if any of them differs. Every run is on a real cluster of this host over the
+// micro-model's geometry; runs that differ in batch and kill only follow each other on one.
 //
-//   reproduce            every pair of values of two different properties, in a few dozen runs
-//   reproduce --all      the whole product
+//   reproduce              every pair of values of two different properties, in a few dozen runs
+//   reproduce --all        the whole product, 5,760 runs, with shorter prompts
 //   reproduce --only workers=3,exchange=tcp,batch=7,chunk=13,isa=avx2,cache=on,preempt=on,kill=on
+// Options of a long run:
+//   --shard I/N            every N-th fleet, from the I-th on (1 to N): two shards fill two cores
+//   --results FILE         appends each result; what FILE has already is not run again, but counts
+//   --seconds S            begins no fleet after so many
 // SHOAL_SEED: of the moments and victims of the kills; printed with a failure.
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <map>
 #include <memory>
-#include <optional>
-#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -26,9 +28,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "cli/client.h"
 #include "cli/local_fleet.h"
@@ -36,143 +36,35 @@
 
 #include "base/prng.h"
 #include "base/status_macros.h"
-#include "kernels/cpu/backend.h"
+#include "tests/e2e/await_status.h"
+#include "tests/e2e/progress.h"
+#include "tests/e2e/settings.h"
 
 namespace shoal {
 namespace {
 
-struct Property {
-  std::string name;
-  std::vector<std::string> values;
-};
-
-const std::vector<Property>& Properties() {
-  static const auto* const properties = [] {
-    auto* list = new std::vector<Property>{
-        {"workers", {"1", "2", "3", "5", "8"}},
-        {"exchange", {"local", "unix", "tcp", "shm"}},
-        {"batch", {"1", "7", "32"}},
-        {"chunk", {"1", "13", "128", "512"}},
-        {"isa", {}},
-        {"cache", {"off", "on"}},
-        {"preempt", {"off", "on"}},
-        {"kill", {"off", "on"}},
-    };
-    for (const CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
-      if (isa <= BestCpuIsa()) (*list)[4].values.emplace_back(CpuIsaName(isa));
-    }
-    return list;
-  }();
-  return *properties;
-}
-
-using Setting = std::vector<size_t>;  // [property] -> index of its value
-
-const std::string& Value(const Setting& setting, const std::string& name) {
-  for (size_t p = 0; p < setting.size(); ++p) {
-    if (Properties()[p].name == name) return Properties()[p].values[setting[p]];
-  }
-  std::abort();
-}
-
-int Number(const Setting& setting, const std::string& name) {
-  return std::atoi(Value(setting, name).c_str());
-}
-
-std::string Describe(const Setting& setting) {
-  std::vector<std::string> parts;
-  for (size_t p = 0; p < setting.size(); ++p) {
-    parts.push_back(absl::StrCat(Properties()[p].name, "=", Properties()[p].values[setting[p]]));
-  }
-  return absl::StrJoin(parts, ",");
-}
-
-std::vector<Setting> WholeProduct() {
-  std::vector<Setting> settings = {{}};
-  for (const Property& property : Properties()) {
-    std::vector<Setting> longer;
-    for (const Setting& setting : settings) {
-      for (size_t v = 0; v < property.values.size(); ++v) {
-        longer.push_back(setting);
-        longer.back().push_back(v);
-      }
-    }
-    settings = std::move(longer);
-  }
-  return settings;
-}
-
-// Greedy: of some random settings the one that covers most of the pairs still missing, until none
-// is.
-std::vector<Setting> EveryPair() {
-  using Pair =
-      std::tuple<size_t, size_t, size_t, size_t>;  // Property, value, later property, value
-  const auto pairs_of = [](const Setting& s) {
-    std::vector<Pair> pairs;
-    for (size_t p = 0; p < s.size(); ++p) {
-      for (size_t q = p + 1; q < s.size(); ++q) pairs.emplace_back(p, s[p], q, s[q]);
-    }
-    return pairs;
-  };
-  std::set<Pair> missing;
-  for (const Setting& setting : WholeProduct()) {
-    for (const Pair& pair : pairs_of(setting)) missing.insert(pair);
-  }
-  Prng prng(7);
-  std::vector<Setting> chosen;
-  while (!missing.empty()) {
-    Setting best;
-    size_t best_count = 0;
-    for (int i = 0; i < 300; ++i) {
-      Setting setting;
-      for (const Property& property : Properties()) {
-        setting.push_back(prng.Below(property.values.size()));
-      }
-      // Force one missing pair, so that every candidate covers something.
-      const auto& [p, v, q, w] = *missing.begin();
-      setting[p] = v;
-      setting[q] = w;
-      const std::vector<Pair> pairs = pairs_of(setting);
-      const auto count = static_cast<size_t>(std::count_if(
-          pairs.begin(), pairs.end(), [&](const Pair& pair) { return missing.contains(pair); }));
-      if (count > best_count) {
-        best_count = count;
-        best = setting;
-      }
-    }
-    for (const Pair& pair : pairs_of(best)) missing.erase(pair);
-    chosen.push_back(best);
-  }
-  return chosen;
-}
-
-absl::StatusOr<Setting> ParseSetting(const std::string& text) {
-  Setting setting(Properties().size(), 0);
-  for (const absl::string_view part : absl::StrSplit(text, ',')) {
-    const std::pair<std::string, std::string> pair = absl::StrSplit(part, absl::MaxSplits('=', 1));
-    bool found = false;
-    for (size_t p = 0; p < Properties().size(); ++p) {
-      const auto& values = Properties()[p].values;
-      const auto it = std::find(values.begin(), values.end(), pair.second);
-      if (Properties()[p].name != pair.first || it == values.end()) continue;
-      setting[p] = static_cast<size_t>(it - values.begin());
-      found = true;
-    }
-    if (!found) return absl::InvalidArgumentError(absl::StrCat("--only: \"", part, "\""));
-  }
-  return setting;
-}
+constexpr absl::Duration kPatience = absl::Seconds(120);
 
 // ---- The requests
 // -----------------------------------------------------------------------------------
 
 constexpr int kVocabulary = 128;
-constexpr int kOutput = 24;
-// Prompt lengths of the observed requests: shorter than the window, longer, longer than a block and
-// a chunk.
-constexpr int kObserved[] = {2, 45, 150, 290};
 
-v1::GenerateRequest MakeRequest(uint64_t seed, int prompt_length) {
+// How much of everything: the hash is of one workload.
+struct Workload {
+  // Of the observed requests: shorter than the window, longer, longer than a block and a chunk.
+  std::vector<int> prompts;
+  int output = 0;
+  int logits = 0;  // Positions of a prompt whose logits are asked for
+};
+
+// With a chunk of 1 each position is a step, which is what the product would spend its time on.
+Workload WorkloadOf(bool is_whole_product) {
+  if (is_whole_product) return {.prompts = {2, 45, 150}, .output = 12, .logits = 40};
+  return {.prompts = {2, 45, 150, 290}, .output = 24, .logits = 200};
+}
+
+v1::GenerateRequest MakeRequest(uint64_t seed, int prompt_length, int output) {
   v1::GenerateRequest request;
   Prng prng(seed);
   for (int i = 0; i < prompt_length; ++i) {
@@ -184,7 +76,7 @@ v1::GenerateRequest MakeRequest(uint64_t seed, int prompt_length) {
   sampling->set_top_p(0.95f);
   sampling->set_frequency_penalty(0.3f);
   sampling->set_repetition_penalty(1.1f);
-  request.mutable_limits()->set_max_tokens(kOutput);
+  request.mutable_limits()->set_max_tokens(static_cast<uint32_t>(output));
   request.mutable_limits()->set_ignore_eos(true);
   request.mutable_output()->set_logprobs(3);
   return request;
@@ -206,10 +98,10 @@ void HashValue(const T& value, uint64_t* hash) {
 // Streams one request; counts its tokens into `progress` as they come.
 absl::StatusOr<Output> Run(const Client& client,
                            const v1::GenerateRequest& request,
-                           std::atomic<int>* progress) {
+                           Progress* progress) {
   Output output;
-  RETURN_IF_ERROR(client.Generate(
-      request, absl::Now() + absl::Seconds(120), [&](const v1::GenerateEvent& event) {
+  RETURN_IF_ERROR(
+      client.Generate(request, absl::Now() + kPatience, [&](const v1::GenerateEvent& event) {
         if (event.has_finished()) output.cached_tokens = event.finished().usage().cached_tokens();
         if (!event.has_chunk()) return true;
         for (const uint32_t id : event.chunk().token_ids()) HashValue(id, &output.token_hash);
@@ -221,11 +113,12 @@ absl::StatusOr<Output> Run(const Client& client,
           }
         }
         output.tokens += event.chunk().token_ids_size();
-        progress->fetch_add(event.chunk().token_ids_size());
+        progress->Add(event.chunk().token_ids_size());
         return true;
       }));
-  if (output.tokens != kOutput) {
-    return absl::DataLossError(absl::StrCat(output.tokens, " tokens instead of ", kOutput));
+  const auto expected = static_cast<int>(request.limits().max_tokens());
+  if (output.tokens != expected) {
+    return absl::DataLossError(absl::StrCat(output.tokens, " tokens instead of ", expected));
   }
   return output;
 }
@@ -233,15 +126,17 @@ absl::StatusOr<Output> Run(const Client& client,
 // The observed requests and enough neighbours to make `batch` of them at a time; batch 1: one after
 // the other.
 absl::StatusOr<std::vector<Output>> RunBatch(const Client& client,
+                                             const Workload& workload,
                                              int batch,
-                                             std::atomic<int>* progress) {
-  constexpr int kNumObserved = std::size(kObserved);
+                                             Progress* progress) {
+  const size_t num_observed = workload.prompts.size();
   std::vector<v1::GenerateRequest> requests;
-  for (int i = 0; i < kNumObserved; ++i) {
-    requests.push_back(MakeRequest(100 + static_cast<uint64_t>(i), kObserved[i]));
+  for (size_t i = 0; i < num_observed; ++i) {
+    requests.push_back(MakeRequest(100 + i, workload.prompts[i], workload.output));
   }
-  for (int i = kNumObserved; i < batch; ++i) {
-    requests.push_back(MakeRequest(1000 + static_cast<uint64_t>(i), 1 + i * 5 % 83));
+  for (int i = static_cast<int>(num_observed); i < batch; ++i) {
+    requests.push_back(
+        MakeRequest(1000 + static_cast<uint64_t>(i), 1 + i * 5 % 83, workload.output));
   }
   std::vector<absl::StatusOr<Output>> outputs(requests.size());
   const auto run = [&](size_t i) { outputs[i] = Run(client, requests[i], progress); };
@@ -255,29 +150,35 @@ absl::StatusOr<std::vector<Output>> RunBatch(const Client& client,
   std::vector<Output> observed;
   for (size_t i = 0; i < outputs.size(); ++i) {
     RETURN_IF_ERROR(outputs[i].status());
-    if (i < kNumObserved) observed.push_back(*outputs[i]);
+    if (i < num_observed) observed.push_back(*outputs[i]);
   }
   return observed;
 }
 
-absl::StatusOr<uint64_t> HashLogits(const Client& client) {
+absl::StatusOr<uint64_t> HashLogits(const Client& client, int count) {
   std::vector<TokenId> tokens;
   Prng prng(5);
-  for (int i = 0; i < 200; ++i)
+  for (int i = 0; i < count; ++i) {
     tokens.push_back(TokenId{static_cast<int32_t>(prng.Below(kVocabulary))});
+  }
   uint64_t hash = kFnvOffset;
   int positions = 0;
   RETURN_IF_ERROR(
-      client.Logits(tokens, absl::Now() + absl::Seconds(120), [&](const v1::LogitsResponse& part) {
+      client.Logits(tokens, absl::Now() + kPatience, [&](const v1::LogitsResponse& part) {
         for (const float value : part.values()) HashValue(std::bit_cast<uint32_t>(value), &hash);
         positions += part.num_positions();
         return absl::OkStatus();
       }));
-  if (positions != 200) return absl::DataLossError(absl::StrCat(positions, " of 200 positions"));
+  if (positions != count) {
+    return absl::DataLossError(absl::StrCat(positions, " of ", count, " positions"));
+  }
   return hash;
 }
 
-absl::StatusOr<uint64_t> RunSetting(const Setting& setting, uint64_t seed) {
+// ---- The runs
+// ---------------------------------------------------------------------------------------
+
+absl::StatusOr<std::unique_ptr<LocalFleet>> StartFleet(const Setting& setting) {
   LocalFleetOptions options{
       .with_tokenizer = false, .program = SHOAL_BINARY_DIR "/cli/shoal", .is_quiet = true};
   ClusterOptions& cluster = options.cluster;
@@ -288,30 +189,49 @@ absl::StatusOr<uint64_t> RunSetting(const Setting& setting, uint64_t seed) {
   cluster.chunk = Number(setting, "chunk");
   cluster.isa = Value(setting, "isa");
   cluster.kv_tokens = 16384;
-  cluster.prefix_cache = Value(setting, "cache") == "on";
-  cluster.force_preempt_every = Value(setting, "preempt") == "on" ? 9 : 0;
-  ASSIGN_OR_RETURN(const std::unique_ptr<LocalFleet> fleet, LocalFleet::Start(options));
-  RETURN_IF_ERROR(fleet->WaitReady(absl::Now() + absl::Seconds(60)));
-  const Client client(fleet->address());
-  const int batch = Number(setting, "batch");
+  cluster.prefix_cache = IsOn(setting, "cache");
+  cluster.force_preempt_every = IsOn(setting, "preempt") ? 9 : 0;
+  return LocalFleet::Start(options);
+}
 
-  std::atomic<int> progress = 0;
-  if (cluster.prefix_cache) RETURN_IF_ERROR(RunBatch(client, batch, &progress).status());
+// All workers are in the epoch, also after an earlier kill.
+absl::Status AwaitWhole(LocalFleet* fleet, size_t workers) {
+  const auto is_whole = [workers](const FleetStatus& status) {
+    return status.is_ready && status.cells.size() == 1 &&
+           status.cells[0].workers.size() == workers &&
+           std::all_of(status.cells[0].workers.begin(),
+                       status.cells[0].workers.end(),
+                       [](const WorkerStatus& worker) { return worker.rank.value >= 0; });
+  };
+  if (AwaitStatus(fleet, is_whole, absl::Now() + kPatience)) return absl::OkStatus();
+  RETURN_IF_ERROR(fleet->Health());
+  return absl::DeadlineExceededError("the fleet is not whole in time");
+}
+
+absl::StatusOr<uint64_t> RunSetting(const Setting& setting,
+                                    const Workload& workload,
+                                    uint64_t seed,
+                                    LocalFleet* fleet) {
+  const int workers = Number(setting, "workers"), batch = Number(setting, "batch");
+  const bool has_cache = IsOn(setting, "cache"), kills = IsOn(setting, "kill");
+  RETURN_IF_ERROR(AwaitWhole(fleet, static_cast<size_t>(workers)));
+  const Client client(fleet->address());
+  Progress warming, progress;
+  if (has_cache) RETURN_IF_ERROR(RunBatch(client, workload, batch, &warming).status());
   std::thread killer;
-  std::atomic<bool> is_over = false;
-  if (Value(setting, "kill") == "on") {
+  if (kills) {
     Prng prng(seed);
-    const int moment =
-        progress + 1 +
-        static_cast<int>(prng.Below(static_cast<uint64_t>(kOutput * std::max(4, batch) - 8)));
-    const int victim = static_cast<int>(prng.Below(static_cast<uint64_t>(cluster.workers)));
+    const int streams = std::max(static_cast<int>(workload.prompts.size()), batch);
+    const auto last = static_cast<uint64_t>(workload.output * streams - 8);
+    const int64_t moment = 1 + static_cast<int64_t>(prng.Below(last));
+    const int victim = static_cast<int>(prng.Below(static_cast<uint64_t>(workers)));
     killer = std::thread([&, moment, victim] {
-      while (progress < moment && !is_over) absl::SleepFor(absl::Microseconds(200));
+      progress.AwaitTokens(moment, absl::Now() + kPatience);
       fleet->KillWorker(victim);
     });
   }
-  const absl::StatusOr<std::vector<Output>> outputs = RunBatch(client, batch, &progress);
-  is_over = true;
+  const absl::StatusOr<std::vector<Output>> outputs = RunBatch(client, workload, batch, &progress);
+  progress.End();
   if (killer.joinable()) killer.join();
   RETURN_IF_ERROR(outputs.status());
   uint64_t hash = kFnvOffset;
@@ -319,67 +239,174 @@ absl::StatusOr<uint64_t> RunSetting(const Setting& setting, uint64_t seed) {
     HashValue(output.token_hash, &hash);
     HashValue(output.logprob_hash, &hash);
   }
-  const bool must_hit = cluster.prefix_cache && Value(setting, "kill") == "off";
-  if (must_hit && outputs->back().cached_tokens == 0) {
+  if (has_cache && !kills && outputs->back().cached_tokens == 0) {
     return absl::FailedPreconditionError("the prefix cache was on and nothing was taken from it");
   }
-  ASSIGN_OR_RETURN(const uint64_t logits, HashLogits(client));
+  ASSIGN_OR_RETURN(const uint64_t logits, HashLogits(client, workload.logits));
   HashValue(logits, &hash);
   return hash;
 }
 
+// Keeps the fleet of the last setting for those that can share it.
+class Runner {
+ public:
+  bool has_fleet_for(const Setting& setting) const {
+    return fleet_ != nullptr && CanShareFleet(setting_, setting);
+  }
+
+  absl::StatusOr<uint64_t> Run(const Setting& setting, const Workload& workload, uint64_t seed) {
+    if (!has_fleet_for(setting)) {
+      fleet_.reset();
+      ASSIGN_OR_RETURN(fleet_, StartFleet(setting));
+      setting_ = setting;
+    }
+    absl::StatusOr<uint64_t> hash = RunSetting(setting, workload, seed, fleet_.get());
+    if (!hash.ok()) fleet_.reset();  // The next one does not inherit whatever it was.
+    return hash;
+  }
+
+ private:
+  Setting setting_;
+  std::unique_ptr<LocalFleet> fleet_;
+};
+
+struct Options {
+  std::vector<Setting> settings;
+  Workload workload;
+  size_t shard = 0, num_shards = 1;
+  std::string results;
+  absl::Duration limit = absl::InfiniteDuration();
+  uint64_t seed = 1;
+};
+
+absl::StatusOr<Options> ParseOptions(int argc, char** argv) {
+  Options options{.settings = EveryPair(), .workload = WorkloadOf(false)};
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (name == "--all") {
+      options.settings = WholeProduct();
+      options.workload = WorkloadOf(true);
+      continue;
+    }
+    const std::string value = ++i < argc ? argv[i] : "";
+    int64_t seconds = 0;
+    if (name == "--only") {
+      ASSIGN_OR_RETURN(Setting setting, ParseSetting(value));
+      options.settings = {std::move(setting)};
+    } else if (name == "--results" && !value.empty()) {
+      options.results = value;
+    } else if (name == "--seconds" && absl::SimpleAtoi(value, &seconds)) {
+      options.limit = absl::Seconds(seconds);
+    } else if (const std::vector<std::string> parts = absl::StrSplit(value, '/');
+               name == "--shard" && parts.size() == 2 &&
+               absl::SimpleAtoi(parts[0], &options.shard) &&
+               absl::SimpleAtoi(parts[1], &options.num_shards) && options.shard >= 1 &&
+               options.shard <= options.num_shards) {
+      --options.shard;
+    } else {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"",
+                       name,
+                       " ",
+                       value,
+                       "\": --all, --only SETTING, --shard I/N, --results FILE, "
+                       "--seconds S"));
+    }
+  }
+  if (const char* text = std::getenv("SHOAL_SEED"); text != nullptr) {
+    if (!absl::SimpleAtoi(text, &options.seed)) {
+      return absl::InvalidArgumentError(absl::StrCat("SHOAL_SEED: \"", text, "\""));
+    }
+  }
+  return options;
+}
+
+// What was run before and now: lines "<hash> <setting>", kept in a file if there is one.
+class Results {
+ public:
+  explicit Results(const std::string& path) {
+    if (path.empty()) return;
+    std::ifstream in(path);
+    for (std::string hash, setting; in >> hash >> setting;) Count(hash, setting);
+    num_before_ = by_setting_.size();
+    out_.open(path, std::ios::app);
+  }
+
+  bool Has(const std::string& setting) const { return by_setting_.contains(setting); }
+
+  void Add(uint64_t hash, const std::string& setting) {
+    const std::string text = absl::StrCat(absl::Hex(hash, absl::kZeroPad16));
+    Count(text, setting);
+    if (out_.is_open()) out_ << text << " " << setting << std::endl;
+  }
+
+  size_t num_runs() const { return by_setting_.size(); }
+
+  size_t num_before() const { return num_before_; }
+
+  const std::map<std::string, std::string>& firsts() const { return first_of_; }
+
+ private:
+  void Count(const std::string& hash, const std::string& setting) {
+    by_setting_.emplace(setting, hash);
+    first_of_.emplace(hash, setting);
+  }
+
+  std::map<std::string, std::string> by_setting_;
+  std::map<std::string, std::string> first_of_;  // Hash -> the first setting that had it
+  std::ofstream out_;
+  size_t num_before_ = 0;
+};
+
 int Main(int argc, char** argv) {
   BlockTerminationSignals();
-  uint64_t seed = 1;
-  if (const char* text = std::getenv("SHOAL_SEED"); text != nullptr) {
-    if (!absl::SimpleAtoi(text, &seed)) return 2;
-  }
-  std::vector<Setting> settings;
-  if (argc == 2 && std::string(argv[1]) == "--all") {
-    settings = WholeProduct();
-  } else if (argc == 3 && std::string(argv[1]) == "--only") {
-    const absl::StatusOr<Setting> setting = ParseSetting(argv[2]);
-    if (!setting.ok()) return Fail(setting.status());
-    settings = {*setting};
-  } else if (argc == 1) {
-    settings = EveryPair();
-  } else {
-    std::fprintf(stderr, "usage: reproduce [--all | --only NAME=VALUE,...]\n");
-    return 2;
-  }
-  std::map<uint64_t, std::string> hashes;  // Hash -> the first setting that had it
-  int failed = 0;
-  for (size_t i = 0; i < settings.size(); ++i) {
-    const std::string text = Describe(settings[i]);
-    const absl::Time start = absl::Now();
-    const absl::StatusOr<uint64_t> hash = RunSetting(settings[i], Mix64(seed * 1000 + i));
-    const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
-    if (hash.ok()) {
-      hashes.emplace(*hash, text);
-      std::printf("%zu/%zu %016lx %s (%.1f s)\n",
-                  i + 1,
-                  settings.size(),
-                  static_cast<unsigned long>(*hash),
-                  text.c_str(),
-                  seconds);
-    } else {
-      ++failed;
-      std::printf("%zu/%zu FAILED %s: %s (SHOAL_SEED=%lu, %.1f s)\n",
-                  i + 1,
-                  settings.size(),
-                  text.c_str(),
-                  hash.status().ToString().c_str(),
-                  static_cast<unsigned long>(seed),
-                  seconds);
+  absl::StatusOr<Options> parsed = ParseOptions(argc, argv);
+  if (!parsed.ok()) return Fail(parsed.status());
+  const Options& options = *parsed;
+  Results results(options.results);
+  const absl::Time end = absl::Now() + options.limit;
+  Runner runner;
+  size_t num_fleets = 0, num_left = 0;
+  int num_failed = 0;
+  for (size_t i = 0; i < options.settings.size(); ++i) {
+    const Setting& setting = options.settings[i];
+    if (i == 0 || !CanShareFleet(options.settings[i - 1], setting)) ++num_fleets;
+    const std::string text = Describe(setting);
+    if ((num_fleets - 1) % options.num_shards != options.shard || results.Has(text)) continue;
+    if (!runner.has_fleet_for(setting) && absl::Now() > end) {
+      ++num_left;
+      continue;
     }
+    const absl::Time start = absl::Now();
+    const absl::StatusOr<uint64_t> hash =
+        runner.Run(setting, options.workload, Mix64(options.seed * 10000 + i));
+    std::string result;
+    if (hash.ok()) {
+      results.Add(*hash, text);
+      result = absl::StrCat(absl::Hex(*hash, absl::kZeroPad16));
+    } else {
+      ++num_failed;
+      result = absl::StrCat("FAILED (SHOAL_SEED=", options.seed, "): ", hash.status().ToString());
+    }
+    std::printf("%zu/%zu %s %s (%.1f s)\n",
+                i + 1,
+                options.settings.size(),
+                result.c_str(),
+                text.c_str(),
+                absl::ToDoubleSeconds(absl::Now() - start));
     std::fflush(stdout);
   }
-  for (const auto& [hash, text] : hashes) {
-    std::printf("%016lx first with %s\n", static_cast<unsigned long>(hash), text.c_str());
+  for (const auto& [hash, text] : results.firsts()) {
+    std::printf("%s first with %s\n", hash.c_str(), text.c_str());
   }
   std::printf(
-      "%zu runs, %zu different hashes, %d failed\n", settings.size(), hashes.size(), failed);
-  return hashes.size() == 1 && failed == 0 ? 0 : 1;
+      "%zu runs (%zu of them before), %zu different hashes, %d failed, %zu left for want of time\n",
+      results.num_runs(),
+      results.num_before(),
+      results.firsts().size(),
+      num_failed,
+      num_left);
+  return results.firsts().size() == 1 && num_failed == 0 ? 0 : 1;
 }
 
 }  // namespace
