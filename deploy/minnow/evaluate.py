@@ -16,6 +16,7 @@ import random
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 
 import harmony
@@ -72,8 +73,11 @@ class Http:
         body = {**item.conversation.request(self.model), "max_tokens": MAX_TOKENS}
         request = urllib.request.Request(f"{self.url}/v1/chat/completions", json.dumps(body).encode(),
                                          {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=300) as reply:
-            answer = json.load(reply)["choices"][0]["message"]
+        try:
+            with urllib.request.urlopen(request, timeout=300) as reply:
+                answer = json.load(reply)["choices"][0]["message"]
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{error.code}: {error.read().decode()}") from error
         calls = [call["function"] for call in answer.get("tool_calls") or []]
         call = (calls[0]["name"], calls[0]["arguments"]) if len(calls) == 1 else None
         return {"analysis": answer.get("reasoning") or answer.get("reasoning_content"), "final": answer.get("content"),
