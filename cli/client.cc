@@ -87,6 +87,22 @@ absl::Status Client::Generate(const v1::GenerateRequest& request,
   return status;
 }
 
+absl::Status Client::Chat(const v1::ChatRequest& request,
+                          absl::Time deadline,
+                          const OnChatEvent& on_event) const {
+  grpc::ClientContext context;
+  SetDeadline(deadline, &context);
+  const auto reader = inference_->Chat(&context, request);
+  v1::ChatEvent event;
+  bool is_cancelled = false;
+  while (reader->Read(&event)) {
+    if (is_cancelled || on_event(event)) continue;
+    is_cancelled = true;
+    context.TryCancel();
+  }
+  return FromGrpc(reader->Finish());
+}
+
 absl::StatusOr<v1::StatusResponse> Client::Status(absl::Time deadline) const {
   grpc::ClientContext context;
   SetDeadline(deadline, &context);

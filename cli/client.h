@@ -32,6 +32,12 @@ class Client {
                         absl::Time deadline,
                         const OnEvent& on_event) const;
 
+  // The same for a conversation, which is not continued by itself.
+  using OnChatEvent = std::function<bool(const v1::ChatEvent& event)>;
+  absl::Status Chat(const v1::ChatRequest& request,
+                    absl::Time deadline,
+                    const OnChatEvent& on_event) const;
+
   absl::StatusOr<v1::StatusResponse> Status(absl::Time deadline) const;
 
   // [tokens.size(), vocabulary] in parts with rising positions.

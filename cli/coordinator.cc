@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "cli/http_door.h"
 #include "cli/model.h"
 #include "cli/options.h"
 #include "cli/signals.h"
@@ -22,6 +23,7 @@ struct CoordinatorCommandOptions {
   ClusterOptions cluster;
   std::string listen = "127.0.0.1:8470";
   std::string worker_listen = "127.0.0.1:8471";
+  HttpDoorOptions http;
 };
 
 absl::Status Run(const CoordinatorCommandOptions& options) {
@@ -30,6 +32,7 @@ absl::Status Run(const CoordinatorCommandOptions& options) {
   CoordinatorServerOptions server_options = ServerOptions(options.cluster, model);
   server_options.listen = options.listen;
   server_options.worker_listen = options.worker_listen;
+  SetHttpDoor(options.http, &server_options);
   ASSIGN_OR_RETURN(const std::unique_ptr<CoordinatorServer> server,
                    CoordinatorServer::Start(std::move(server_options)));
   std::fprintf(stderr,
@@ -37,6 +40,7 @@ absl::Status Run(const CoordinatorCommandOptions& options) {
                AddressOf(options.listen, *server).c_str(),
                options.cluster.workers,
                options.worker_listen.c_str());
+  RETURN_IF_ERROR(AnnounceHttpDoor(options.http, server->http_port()));
   while (!WaitForTermination(absl::Seconds(3600))) {
   }
   std::fprintf(stderr, "stopping\n");
@@ -57,6 +61,7 @@ int RunCoordinatorCommand(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--worker-listen", options.worker_listen, "for workers: HOST:PORT or unix:/path")
       ->capture_default_str();
+  AddHttpOptions(app, &options.http);
   AddClusterOptions(app, &options.cluster, true);
   app.footer(
       "Example:\n  shoal coordinator --model DIR --workers 4 --worker-listen 10.0.0.1:8471\n"

@@ -92,6 +92,8 @@ class LocalFleetImpl final : public LocalFleet {
 
   std::string address() const override { return AddressOf(listen_, *server_); }
 
+  int http_port() const override { return server_->http_port(); }
+
   absl::Status WaitReady(absl::Time deadline) override;
 
   FleetStatus Status() override { return server_->Status(); }
@@ -179,6 +181,7 @@ absl::Status LocalFleetImpl::StartServer() {
   CoordinatorServerOptions server = ServerOptions(options_.cluster, model_);
   server.listen = listen_;
   server.worker_listen = WorkerAddress();
+  SetHttpDoor(options_.http, &server);
   ASSIGN_OR_RETURN(server_, CoordinatorServer::Start(std::move(server)));
   return absl::OkStatus();
 }

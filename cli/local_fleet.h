@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "cli/http_door.h"
 #include "cli/options.h"
 
 #include "coordinator/coordinator.h"
@@ -24,6 +25,7 @@ struct LocalFleetOptions {
   // Where clients are served: "host:port" (port 0: any) or "unix:/path"; empty: a private UNIX
   // socket.
   std::string listen;
+  HttpDoorOptions http;
   // Read the checkpoint's tokenizer.json; without it streams carry token ids only.
   bool with_tokenizer = true;
   // The program that has the subcommand `worker`; empty: this one.
@@ -43,6 +45,8 @@ class LocalFleet {
 
   // Where a client finds it: "127.0.0.1:41234" or "unix:/path".
   virtual std::string address() const = 0;
+  // The port of the HTTP door; 0: there is none.
+  virtual int http_port() const = 0;
   // Until steps can run. Fails if a worker gave up, or at `deadline`.
   virtual absl::Status WaitReady(absl::Time deadline) = 0;
   virtual FleetStatus Status() = 0;

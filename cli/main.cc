@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cli/bench.h"
+#include "cli/chat.h"
 #include "cli/coordinator.h"
 #include "cli/generate.h"
 #include "cli/harmony.h"
@@ -31,6 +32,7 @@ constexpr Command kCommands[] = {
     {"serve", RunServe, "coordinator and workers on this host"},
     {"coordinator", RunCoordinatorCommand, "the coordinator alone; workers dial it"},
     {"worker", RunWorkerCommand, "one worker"},
+    {"chat", RunChat, "a conversation in the terminal"},
     {"generate", RunGenerate, "one answer, from a server or a cluster started for it"},
     {"status", RunStatus, "the fleet on one screen"},
     {"inspect", RunInspect, "look at a checkpoint: geometry, soundness, bytes per rank"},

@@ -59,7 +59,7 @@ absl::StatusOr<OpenedModel> OpenModel(const ClusterOptions& options,
                                       WithTokenizer with_tokenizer,
                                       bool is_quiet) {
   OpenedModel model;
-  model.name = NameOf(options.model);
+  model.name = options.name.empty() ? NameOf(options.model) : options.name;
   ASSIGN_OR_RETURN(const std::optional<ModelConfig> dummy, DummyConfig(options));
   if (dummy.has_value()) {
     model.source = MakeSyntheticSource(*dummy);

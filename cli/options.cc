@@ -80,6 +80,10 @@ void AddClusterOptions(CLI::App& app, ClusterOptions* options, bool model_is_req
                                       "with --load-format dummy also tiny, 20b or 120b");
   if (model_is_required) model->required();
   model->group(group);
+  app.add_option("--model-name",
+                 options->name,
+                 "what clients call the model; default: the folder's last part")
+      ->group(group);
   app.add_option(
          "--load-format",
          options->load_format,

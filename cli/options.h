@@ -34,6 +34,7 @@ absl::StatusOr<std::vector<TokenId>> ParseTokens(absl::string_view text);
 // A cluster on this host: which model, how many workers, how they compute and exchange.
 struct ClusterOptions {
   std::string model;  // Checkpoint folder; with load_format dummy it may be a geometry's name
+  std::string name;   // That clients call it by; empty: the folder's last part, or the geometry
   std::string load_format = "auto";  // auto, stored, dummy
   int workers = 1;
   int copies = 1;  // Of every expert

@@ -36,6 +36,7 @@ absl::Status Run(const ServeOptions& options) {
         "ready on %s after %s\n",
         fleet->address().c_str(),
         absl::FormatDuration(absl::Trunc(absl::Now() - start, absl::Milliseconds(1))).c_str());
+    RETURN_IF_ERROR(AnnounceHttpDoor(options.fleet.http, fleet->http_port()));
     if (!options.address_file.empty()) {
       std::ofstream file(options.address_file, std::ios::trunc);
       file << fleet->address() << "\n";
@@ -62,8 +63,11 @@ int RunServe(int argc, char** argv) {
       ->capture_default_str();
   app.add_option(
       "--address-file", options.address_file, "write the address there once the service is ready");
+  AddHttpOptions(app, &options.fleet.http);
   AddClusterOptions(app, &options.fleet.cluster, true);
-  app.footer("Example:\n  shoal serve --model DIR --workers 4 --listen 127.0.0.1:8470");
+  app.footer(
+      "Example:\n  shoal serve --model DIR --workers 4 --listen 127.0.0.1:8470 --http "
+      "127.0.0.1:8480");
   if (const int code = ParseOrExitCode(app, argc, argv); code >= 0) return code;
   BlockTerminationSignals();
   const absl::Status status = Run(options);

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From a bare Debian 12 (root or sudo) to streamed tokens: installs what is missing, builds, writes a small
-# synthetic checkpoint, starts a coordinator with 4 worker processes and streams an answer from them.
+# From a bare Debian 12 (root or sudo) to an answer on the screen: installs what is missing, builds, starts a
+# coordinator with 4 worker processes that serve Minnow, and streams its answer with its reasoning.
 #
-#   deploy/quickstart.sh [--keep]      --keep: leave the cluster running on port 8470 until Ctrl-C
+#   deploy/quickstart.sh [--keep]      --keep: leave the cluster running on ports 8470 and 8480 (HTTP) until Ctrl-C
 #   SHOAL_BUILD=DIR                    build there instead of build/release
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,15 +35,23 @@ cleanup() {
 }
 trap cleanup EXIT
 
-echo "== a synthetic checkpoint in the release's format"
-"$shoal" synth "$work/model" --geometry tiny --vocab 512
+# Minnow is a small model of our own that really answers; without it a synthetic checkpoint shows the machinery.
+model=deploy/minnow
+question="What is 12 plus 30?"
+if [ ! -f "$model/config.json" ]; then
+  echo "== a synthetic checkpoint in the release's format (its words mean nothing)"
+  model=$work/words
+  "$shoal" synth "$model" --geometry tiny --vocab 1024
+fi
 
 echo "== a coordinator and 4 workers"
 # Port 0: any free one; the address is written where --address-file says once the service is ready.
 port=0
 [ "$keep" -eq 1 ] && port=8470
-"$shoal" serve --model "$work/model" --workers 4 --listen "127.0.0.1:$port" \
-  --address-file "$work/address" 2>"$work/serve.log" &
+http_port=0
+[ "$keep" -eq 1 ] && http_port=8480
+"$shoal" serve --model "$model" --workers 4 --listen "127.0.0.1:$port" \
+  --http "127.0.0.1:$http_port" --http-address-file "$work/http_address" --address-file "$work/address" 2>"$work/serve.log" &
 server=$!
 for _ in $(seq 600); do
   [ -s "$work/address" ] && break
@@ -54,11 +62,10 @@ done
 address=$(cat "$work/address")
 "$shoal" status --server "$address"
 
-echo "== an answer (the weights are a formula: the words mean nothing, the machinery is real)"
-"$shoal" generate --server "$address" --prompt "Hello, shoal!" --max-tokens 48 --temperature 0.8 --seed 7
-echo
+echo "== a question: $question"
+"$shoal" chat --server "$address" --prompt "$question" --max-tokens 200 --seed 7
 if [ "$keep" -eq 1 ]; then
-  echo "== serving on $address; Ctrl-C ends it"
+  echo "== serving on $address, and OpenAI's API on http://$(cat "$work/http_address")/v1; Ctrl-C ends it"
   wait "$server"
 fi
 echo "== done"

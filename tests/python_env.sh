@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # tests/python_env.sh DIR: a virtual environment with the independent implementations that tests compare
-# with: numpy, jsonschema, grpcio (a real gRPC client), torch and transformers (the public model code). Without a
+# with: numpy, jsonschema, grpcio and openai (real clients), torch and transformers (the public model code). Without a
 # package registry it keeps what it could get; tests that need the rest skip, loudly.
 set -euo pipefail
 venv=$1
@@ -17,3 +17,4 @@ need numpy || install numpy
 need jsonschema || install jsonschema
 need grpc_tools || install grpcio grpcio-tools
 { need torch && need transformers && need accelerate; } || install torch transformers safetensors accelerate
+need openai || install openai

@@ -179,26 +179,6 @@ absl::Status ReadReasoning(const JsonFields& body, ApiRequest* out) {
   return absl::OkStatus();
 }
 
-absl::Status ReadStop(const JsonFields& body, GenerationSettings* out) {
-  const ordered_json* const value = body.Find("stop");
-  if (value == nullptr) return absl::OkStatus();
-  const absl::Status bad = body.Bad("stop",
-                                    absl::StrCat("a string or a list of 1 to ",
-                                                 kMaxApiStopStrings,
-                                                 " strings, each of 1 to ",
-                                                 kMaxApiStopBytes,
-                                                 " bytes"));
-  const ordered_json list = value->is_array() ? *value : ordered_json::array({*value});
-  if (list.empty() || list.size() > kMaxApiStopStrings) return bad;
-  for (const ordered_json& stop : list) {
-    if (!stop.is_string()) return bad;
-    const std::string& text = stop.get_ref<const std::string&>();
-    if (text.empty() || text.size() > kMaxApiStopBytes) return bad;
-    out->stop.push_back(text);
-  }
-  return absl::OkStatus();
-}
-
 absl::Status ReadSettings(const JsonFields& body, GenerationSettings* out) {
   RETURN_IF_ERROR(ReadSampling(body, out));
   RETURN_IF_ERROR(ReadStop(body, out));

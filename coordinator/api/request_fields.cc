@@ -130,6 +130,26 @@ absl::Status ReadSampling(const JsonFields& body, GenerationSettings* out) {
   return ReadLogitBias(body, out);
 }
 
+absl::Status ReadStop(const JsonFields& body, GenerationSettings* out) {
+  const ordered_json* const value = body.Find("stop");
+  if (value == nullptr) return absl::OkStatus();
+  const absl::Status bad = body.Bad("stop",
+                                    absl::StrCat("a string or a list of 1 to ",
+                                                 kMaxApiStopStrings,
+                                                 " strings, each of 1 to ",
+                                                 kMaxApiStopBytes,
+                                                 " bytes"));
+  const ordered_json list = value->is_array() ? *value : ordered_json::array({*value});
+  if (list.empty() || list.size() > kMaxApiStopStrings) return bad;
+  for (const ordered_json& stop : list) {
+    if (!stop.is_string()) return bad;
+    const std::string& text = stop.get_ref<const std::string&>();
+    if (text.empty() || text.size() > kMaxApiStopBytes) return bad;
+    out->stop.push_back(text);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::optional<int64_t>> ReadTokenLimit(const JsonFields& body,
                                                       absl::string_view key) {
   ASSIGN_OR_RETURN(const std::optional<int64_t> limit, body.Integer(key));

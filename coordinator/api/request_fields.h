@@ -18,6 +18,9 @@ namespace shoal {
 // temperature, top_p, top_k, min_p, the penalties, seed, logit_bias.
 absl::Status ReadSampling(const JsonFields& body, GenerationSettings* out);
 
+// stop: a text or some.
+absl::Status ReadStop(const JsonFields& body, GenerationSettings* out);
+
 // An integer of at least 1, if it is there.
 absl::StatusOr<std::optional<int64_t>> ReadTokenLimit(const JsonFields& body,
                                                       absl::string_view key);

@@ -126,10 +126,12 @@ class Delivery::Seat final : public StreamReader::Events {
  public:
   Seat(Delivery* owner,
        absl::string_view method,
+       Counting counting,
        std::unique_ptr<Transcript> transcript,
        std::unique_ptr<StreamReader> reader)
       : owner_(*owner),
         method_(method),
+        counting_(counting),
         transcript_(std::move(transcript)),
         reader_(std::move(reader)),
         began_(absl::Now()) {}
@@ -158,6 +160,7 @@ class Delivery::Seat final : public StreamReader::Events {
 
   Delivery& owner_;
   const std::string method_;
+  const Counting counting_;
 
   // Guarded by owner_.mutex_.
   std::vector<StreamId> streams_;  // That the core writes to
@@ -169,6 +172,7 @@ class Delivery::Seat final : public StreamReader::Events {
   bool is_gone_ = false;
   bool is_done_ = false;
   bool overran_ = false;
+  std::vector<absl::Time> last_emit_;  // By choice
 
   // Owned by owner_.thread_.
   std::unique_ptr<Transcript> transcript_;
@@ -180,8 +184,8 @@ class Delivery::Seat final : public StreamReader::Events {
   const absl::Time began_;
 };
 
-Delivery::Delivery(EventLoop* loop, const DeliveryLimits& limits)
-    : loop_(*loop), limits_(limits), thread_([this] { Run(); }) {}
+Delivery::Delivery(EventLoop* loop, ServiceMetrics* metrics, const DeliveryLimits& limits)
+    : loop_(*loop), metrics_(*metrics), limits_(limits), thread_([this] { Run(); }) {}
 
 Delivery::~Delivery() {
   {
@@ -192,10 +196,12 @@ Delivery::~Delivery() {
 }
 
 StreamId Delivery::Add(absl::string_view method,
+                       Counting counting,
                        std::unique_ptr<Transcript> transcript,
                        std::unique_ptr<StreamReader> reader) {
   StreamReader* const started = reader.get();
-  auto owned = std::make_unique<Seat>(this, method, std::move(transcript), std::move(reader));
+  auto owned =
+      std::make_unique<Seat>(this, method, counting, std::move(transcript), std::move(reader));
   Seat* const seat = owned.get();
   StreamId stream;
   {
@@ -215,6 +221,7 @@ void Delivery::Deliver(StreamId stream, Action action) {
   const auto found = streams_.find(stream);
   if (found == streams_.end()) return;
   Seat* seat = found->second;
+  if (seat->counting_ == Counting::kFirstReader) Count(action, seat);
   Size& unread = seat->unread_;
   // The first of the waiting messages is always taken, or one that is too large would never pass.
   const bool is_full =
@@ -229,6 +236,20 @@ void Delivery::Deliver(StreamId stream, Action action) {
     Append(std::move(action), &seat->inbox_);
   }
   Enqueue(seat);
+}
+
+void Delivery::Count(const Action& action, Seat* seat) {
+  if (const auto* finish = std::get_if<Finish>(&action)) return metrics_.OnFinish(*finish);
+  const auto* const emit = std::get_if<Emit>(&action);
+  if (emit == nullptr) return;
+  const auto choice = static_cast<size_t>(emit->choice);
+  if (seat->last_emit_.size() <= choice) {
+    seat->last_emit_.resize(choice + 1, absl::InfiniteFuture());
+  }
+  const absl::Time now = absl::Now();
+  const absl::Time last = std::exchange(seat->last_emit_[choice], now);
+  // Several at once are what a reader that was parked has missed.
+  if (last != absl::InfiniteFuture() && emit->tokens.size() == 1) metrics_.OnToken(now - last);
 }
 
 void Delivery::Enqueue(Seat* seat) {

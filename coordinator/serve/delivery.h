@@ -26,9 +26,10 @@
 #include "absl/time/time.h"
 
 #include "coordinator/events.h"
-#include "coordinator/serve/answer.h"
 #include "coordinator/serve/event_loop.h"
+#include "coordinator/serve/service_metrics.h"
 #include "coordinator/serve/stream_reader.h"
+#include "coordinator/serve/transcript.h"
 
 namespace shoal {
 
@@ -45,16 +46,20 @@ struct DeliveryLimits {
 
 class Delivery {
  public:
-  // `loop` outlives this.
-  Delivery(EventLoop* loop, const DeliveryLimits& limits);
+  // `loop` and `metrics` outlive this.
+  Delivery(EventLoop* loop, ServiceMetrics* metrics, const DeliveryLimits& limits);
   // REQUIRES: the servers are shut down, so every reader ends by itself.
   ~Delivery();
 
   Delivery(const Delivery&) = delete;
   Delivery& operator=(const Delivery&) = delete;
 
+  // What is counted on a stream: a request's first reader stands for it.
+  enum class Counting : uint8_t { kFirstReader, kLaterReader };
+
   // A new stream, which `reader` reads; that is destroyed after its end. Thread-safe.
   StreamId Add(absl::string_view method,
+               Counting counting,
                std::unique_ptr<Transcript> transcript,
                std::unique_ptr<StreamReader> reader);
 
@@ -85,10 +90,12 @@ class Delivery {
   void WriteNext(Seat* seat, bool has_more);
   void End(Seat* seat, const absl::Status& status);
   void DropStale();
+  void Count(const Action& action, Seat* seat) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Enqueue(Seat* seat) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Retire(Seat* seat, std::vector<StreamId>* streams) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   EventLoop& loop_;
+  ServiceMetrics& metrics_;
   const DeliveryLimits limits_;
 
   mutable absl::Mutex mutex_;

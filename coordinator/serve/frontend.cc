@@ -10,25 +10,15 @@
 
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "coordinator/serve/answer.h"
 
 namespace shoal {
 namespace {
-
-absl::Status Draining() {
-  return absl::UnavailableError("the server is stopping: ask another, or again when it is back");
-}
 
 absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
   const auto deadline = context.deadline();
   if (deadline == std::chrono::system_clock::time_point::max()) return absl::InfiniteFuture();
   return absl::FromChrono(deadline);
-}
-
-grpc::ServerUnaryReactor* Answered(grpc::CallbackServerContext* context,
-                                   const absl::Status& status) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpc(status));
-  return reactor;
 }
 
 }  // namespace
@@ -43,12 +33,24 @@ uint64_t ServiceContext::NextEntropy() {
   return prng_.Next();
 }
 
+grpc::ServerUnaryReactor* Answered(grpc::CallbackServerContext* context,
+                                   const absl::Status& status) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpc(status));
+  return reactor;
+}
+
+absl::Status Draining() {
+  return absl::UnavailableError("the server is stopping: ask another, or again when it is back");
+}
+
 void StartRequest(ServiceContext* service,
                   absl::string_view method,
                   Request request,
                   std::unique_ptr<Transcript> transcript,
                   std::unique_ptr<StreamReader> reader) {
-  const StreamId stream = service->delivery->Add(method, std::move(transcript), std::move(reader));
+  const StreamId stream = service->delivery->Add(
+      method, Delivery::Counting::kFirstReader, std::move(transcript), std::move(reader));
   if (service->loop->TryPost(RequestArrived{.stream = stream, .request = std::move(request)})) {
     return;
   }
@@ -70,6 +72,26 @@ GrpcReactor* StartCall(ServiceContext* service,
   return call.reactor;
 }
 
+absl::Status DetokenizeIds(const v1::DetokenizeRequest& request,
+                           const ServedModel& model,
+                           v1::DetokenizeResponse* response) {
+  ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(model, "Detokenize"));
+  ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
+                   ParseTokens("token_ids", request.token_ids(), model));
+  Detokenizer detokenizer(tokenizer);
+  for (const TokenId token : tokens) {
+    const auto raw = tokenizer->Bytes(token);
+    if (!raw.has_value()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token_ids: the tokenizer has no token ", token.value));
+    }
+    response->mutable_raw()->append(raw->data(), raw->size());
+    response->mutable_text()->append(detokenizer.Push(token).value());
+  }
+  response->mutable_text()->append(detokenizer.Flush());
+  return absl::OkStatus();
+}
+
 GrpcReactor* Frontend::Generate(grpc::CallbackServerContext* context,
                                 const grpc::ByteBuffer* bytes) {
   if (service_.is_draining) return RefuseCall(Draining());
@@ -89,44 +111,50 @@ GrpcReactor* Frontend::Generate(grpc::CallbackServerContext* context,
   return StartCall(&service_, context, "Generate", *std::move(request), std::move(answer));
 }
 
-GrpcReactor* Frontend::Attach(grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
-  static_cast<void>(context);
+absl::StatusOr<TokenTranscript::Args> Frontend::ReadAttach(const grpc::ByteBuffer& bytes) const {
   v1::AttachRequest wire;
-  absl::Status status = ParseBytes(*bytes, &wire);
-  if (status.ok()) status = CheckRequestId(wire.request_id());
-  if (status.ok() && wire.choice() >= kMaxChoices) {
-    status = absl::InvalidArgumentError(
+  RETURN_IF_ERROR(ParseBytes(bytes, &wire));
+  RETURN_IF_ERROR(CheckRequestId(wire.request_id()));
+  if (wire.choice() >= kMaxChoices) {
+    return absl::InvalidArgumentError(
         absl::StrCat("choice must be below ", kMaxChoices, ": ", wire.choice()));
   }
-  if (status.ok() &&
-      wire.next_index() > static_cast<uint32_t>(service_.model.config.max_positions)) {
-    status = absl::InvalidArgumentError(absl::StrCat("next_index must be at most ",
-                                                     service_.model.config.max_positions,
-                                                     ", the context: ",
-                                                     wire.next_index()));
+  if (wire.next_index() > static_cast<uint32_t>(service_.model.config.max_positions)) {
+    return absl::InvalidArgumentError(absl::StrCat("next_index must be at most ",
+                                                   service_.model.config.max_positions,
+                                                   ", the context: ",
+                                                   wire.next_index()));
   }
-  if (!status.ok()) return RefuseCall(status);
-
-  AnswerTranscript::Args args{
-      .model = &service_.model,
-      .fingerprint = service_.fingerprint,
-      .tenant = "",
-      .request_id = wire.request_id(),
-      .choice = wire.has_choice() ? static_cast<int32_t>(wire.choice()) : -1,
-      .next_index = static_cast<int32_t>(wire.next_index()),
-      .prefix_hash = std::nullopt};
+  TokenTranscript::Args args{.model = &service_.model,
+                             .fingerprint = service_.fingerprint,
+                             .tenant = "",
+                             .request_id = wire.request_id(),
+                             .choice = wire.has_choice() ? static_cast<int32_t>(wire.choice()) : -1,
+                             .next_index = static_cast<int32_t>(wire.next_index()),
+                             .prefix_hash = std::nullopt};
   if (wire.has_prefix_hash()) args.prefix_hash = wire.prefix_hash();
+  return args;
+}
+
+GrpcReactor* Frontend::AttachTo(const char* method, std::unique_ptr<TokenTranscript> transcript) {
   // From the first token on: text and hash are functions of all of them.
   ClientAttached event{.stream = {},
-                       .tenant = args.tenant,
-                       .request_id = args.request_id,
-                       .choice = args.choice,
+                       .tenant = "",
+                       .request_id = transcript->request_id(),
+                       .choice = transcript->choice(),
                        .next_index = 0};
   GrpcReader call = MakeGrpcReader();
   event.stream = service_.delivery->Add(
-      "Attach", std::make_unique<AnswerTranscript>(std::move(args)), std::move(call.reader));
+      method, Delivery::Counting::kLaterReader, std::move(transcript), std::move(call.reader));
   service_.loop->Post(std::move(event));
   return call.reactor;
+}
+
+GrpcReactor* Frontend::Attach(grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
+  static_cast<void>(context);
+  absl::StatusOr<TokenTranscript::Args> args = ReadAttach(*bytes);
+  if (!args.ok()) return RefuseCall(args.status());
+  return AttachTo("Attach", std::make_unique<AnswerTranscript>(*std::move(args)));
 }
 
 grpc::ServerUnaryReactor* Frontend::Cancel(grpc::CallbackServerContext* context,
@@ -161,37 +189,13 @@ absl::StatusOr<v1::TokenizeResponse> Frontend::TokenizeText(const grpc::ByteBuff
 grpc::ServerUnaryReactor* Frontend::Tokenize(grpc::CallbackServerContext* context,
                                              const grpc::ByteBuffer* bytes,
                                              grpc::ByteBuffer* response) {
-  const absl::StatusOr<v1::TokenizeResponse> tokens = TokenizeText(*bytes);
-  if (!tokens.ok()) return Answered(context, tokens.status());
-  bool owns_buffer = false;
-  CHECK(grpc::SerializationTraits<v1::TokenizeResponse>::Serialize(*tokens, response, &owns_buffer)
-            .ok());
-  return Answered(context, absl::OkStatus());
-}
-
-absl::Status Frontend::DetokenizeIds(const v1::DetokenizeRequest& request,
-                                     v1::DetokenizeResponse* response) const {
-  ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(service_.model, "Detokenize"));
-  ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
-                   ParseTokens("token_ids", request.token_ids(), service_.model));
-  Detokenizer detokenizer(tokenizer);
-  for (const TokenId token : tokens) {
-    const auto raw = tokenizer->Bytes(token);
-    if (!raw.has_value()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("token_ids: the tokenizer has no token ", token.value));
-    }
-    response->mutable_raw()->append(raw->data(), raw->size());
-    response->mutable_text()->append(detokenizer.Push(token).value());
-  }
-  response->mutable_text()->append(detokenizer.Flush());
-  return absl::OkStatus();
+  return Answered(context, TokenizeText(*bytes), response);
 }
 
 grpc::ServerUnaryReactor* Frontend::Detokenize(grpc::CallbackServerContext* context,
                                                const v1::DetokenizeRequest* request,
                                                v1::DetokenizeResponse* response) {
-  return Answered(context, DetokenizeIds(*request, response));
+  return Answered(context, DetokenizeIds(*request, service_.model, response));
 }
 
 void Frontend::DescribeModel(v1::ModelInfo* out) const {

@@ -16,6 +16,7 @@
 #include "google/protobuf/repeated_field.h"
 
 #include "coordinator/events.h"
+#include "coordinator/text/harmony.h"
 #include "coordinator/text/token_index.h"
 #include "coordinator/text/tokenizer.h"
 #include "model/config.h"
@@ -38,6 +39,7 @@ struct ServedModel {
   std::string name;
   ModelConfig config;
   const Tokenizer* tokenizer = nullptr;     // Null: token ids in, token ids out
+  const HarmonyTokens* harmony = nullptr;   // Null: the tokenizer lacks what a chat needs
   const TokenIndex* token_index = nullptr;  // Of the tokenizer, if there is one
   std::vector<TokenRange> never = {};       // Ids that are not sampled
 };

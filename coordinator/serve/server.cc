@@ -4,6 +4,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <optional>
 #include <utility>
 #include <variant>
 
@@ -27,6 +28,7 @@
 #include "coordinator/serve/admin.h"
 #include "coordinator/serve/event_loop.h"
 #include "coordinator/serve/frontend.h"
+#include "coordinator/serve/gateway.h"
 #include "coordinator/serve/mask_pool.h"
 #include "coordinator/serve/worker_link.h"
 #include "coordinator/text/never_sampled.h"
@@ -126,7 +128,7 @@ class CoordinatorServer::Impl {
   explicit Impl(const CoordinatorServerOptions& options)
       : token_index_(MakeIndex(options)),
         loop_(options.coordinator),
-        delivery_(&loop_, options.delivery),
+        delivery_(&loop_, &context_.metrics, options.delivery),
         frontend_(&context_),
         admin_(&context_),
         links_(&loop_),
@@ -138,6 +140,8 @@ class CoordinatorServer::Impl {
                       .tokenizer = options.tokenizer,
                       .token_index = token_index_.get()};
     if (options.tokenizer != nullptr) {
+      absl::StatusOr<HarmonyTokens> harmony = HarmonyTokens::Find(options.tokenizer);
+      if (harmony.ok()) context_.model.harmony = &harmony_.emplace(*std::move(harmony));
       context_.model.never =
           NeverSampled(*options.tokenizer, options.config.vocab, options.config.eos_token_ids);
     }
@@ -163,10 +167,30 @@ class CoordinatorServer::Impl {
     }
     loop_.Start([this](Action action) { Do(std::move(action)); },
                 [this](const FleetStatus& status) { Observe(status); });
+    return options.http_listen.empty() ? absl::OkStatus() : StartHttp(options);
+  }
+
+  // Last, because whoever comes in finds everything running.
+  absl::Status StartHttp(const CoordinatorServerOptions& options) {
+    if (!options.api_keys.empty()) {
+      ASSIGN_OR_RETURN(api_keys_, ApiKeys::Load(options.api_keys));
+    }
+    gateway_.emplace(&context_, api_keys_.get());
+    HttpServerOptions http{.listen = options.http_listen, .limits = options.http};
+    http.handler = [this](HttpRequest request, HttpExchange* exchange) {
+      gateway_->Handle(std::move(request), exchange);
+    };
+    http.refusal = [this](int status, absl::string_view why) {
+      return gateway_->Refusal(status, why);
+    };
+    ASSIGN_OR_RETURN(http_, HttpServer::Start(std::move(http)));
+    context_.http = http_.get();
     return absl::OkStatus();
   }
 
   int port() const { return clients_.port; }
+
+  int http_port() const { return http_ == nullptr ? 0 : http_->port(); }
 
   int worker_port() const { return workers_.server == nullptr ? clients_.port : workers_.port; }
 
@@ -179,6 +203,7 @@ class CoordinatorServer::Impl {
       delivery_.WaitUntilIdle(deadline);
       clients_.server->Shutdown(absl::ToChronoTime(absl::Now()));
     }
+    if (http_ != nullptr) http_->Shutdown();
     if (workers_.server != nullptr) workers_.server->Shutdown(absl::ToChronoTime(absl::Now()));
     CHECK(delivery_.WaitUntilIdle(absl::Now() + kLastWords));
     CHECK(links_.WaitUntilIdle(absl::Now() + kLastWords));
@@ -244,6 +269,10 @@ class CoordinatorServer::Impl {
   AdminFrontend admin_;
   WorkerLinks links_;
   MaskPool masks_;
+  std::optional<HarmonyTokens> harmony_;
+  std::unique_ptr<ApiKeys> api_keys_;
+  std::optional<Gateway> gateway_;
+  std::unique_ptr<HttpServer> http_;
   Listener clients_;
   Listener workers_;  // Without a server where clients_ serves both
 
@@ -278,6 +307,10 @@ int CoordinatorServer::port() const {
 
 int CoordinatorServer::worker_port() const {
   return impl_->worker_port();
+}
+
+int CoordinatorServer::http_port() const {
+  return impl_->http_port();
 }
 
 void CoordinatorServer::Shutdown(absl::Time deadline) {

@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 
+#include "base/serve/http_server.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/serve/delivery.h"
 #include "coordinator/text/tokenizer.h"
@@ -26,6 +27,11 @@ struct CoordinatorServerOptions {
   const Tokenizer* tokenizer = nullptr;  // May be null: token ids only. Outlives the server
   std::string version;                   // Of the program
   DeliveryLimits delivery;
+  // "host:port" of the HTTP door; empty: there is none. `api_keys`: a file of them (api_keys.h);
+  // empty: whoever reaches the address may ask.
+  std::string http_listen;
+  std::string api_keys;
+  HttpLimits http;
 };
 
 class CoordinatorServer {
@@ -42,6 +48,7 @@ class CoordinatorServer {
   // Of the listeners; 0 for a UNIX socket. `worker_port` is that of `listen` where they share it.
   int port() const;
   int worker_port() const;
+  int http_port() const;  // 0 without an HTTP door
 
   // Refuses new requests, lets the others end until `deadline`, then ends them with kUnavailable's
   // kin and closes the links. Thread-safe; the second call waits for the first.

@@ -87,6 +87,9 @@ class RawClient {
     return std::exchange(received_, "");
   }
 
+  // As if the request were complete.
+  void EndSending() { shutdown(fd_, SHUT_WR); }
+
   void Close() {
     if (fd_ >= 0) close(fd_);
     fd_ = -1;
