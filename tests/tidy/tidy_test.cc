@@ -96,9 +96,7 @@ const std::vector<IncludeRule>& IncludeRules() {
       {"kernels/cpu/backend", {"kernels/"}, {"threads"}},  // Memory comes from mmap
       {"kernels/", {"kernels/"}, {}},
       {"coordinator/text/", {"base/", "proto/", "coordinator/text/"}, {"json"}},
-      {"coordinator/api/",
-       {"base/", "proto/", "coordinator/text/", "coordinator/api/"},
-       {"json"}},
+      {"coordinator/api/", {"base/", "proto/", "coordinator/text/", "coordinator/api/"}, {"json"}},
       {"coordinator/serve/",
        {"base/", "model/", "proto/", "coordinator/"},
        {"grpc", "json", "threads", "openssl"}},
