@@ -2,7 +2,7 @@
 """The official `openai` client, unmodified, against a real `shoal serve` of a model whose words mean nothing.
 
 What can be asserted without meaning: shapes, that streams and whole answers are the same answer, how errors arrive, that a
-seed repeats. What needs a model that answers stands in openai_answers.py.
+seed repeats.
 """
 import json
 import sys
