@@ -118,9 +118,9 @@ TEST_F(GatewayTest, AStopStringCountsInVisibleTextOnly) {
       "<|channel|>analysis<|message|>stop here<|end|><|start|>assistant<|channel|>final<|message|>"
       "fish stop chips<|return|>");
 
-  const std::string answer = Ask(Post(
-      "/v1/chat/completions",
-      R"({"messages":[{"role":"user","content":"hi"}],"stop":"stop","max_completion_tokens":200})"));
+  const std::string answer = Ask(Post("/v1/chat/completions",
+                                      R"({"messages":[{"role":"user","content":"hi"}],)"
+                                      R"("stop":"stop","max_completion_tokens":200})"));
 
   EXPECT_THAT(answer, HasSubstr(R"("reasoning":"stop here")"));
   EXPECT_THAT(answer, HasSubstr(R"("content":"fish ")"));
@@ -132,9 +132,10 @@ TEST_F(GatewayTest, ACallEndsAsACall) {
   StartWriting(
       "<|channel|>commentary to=functions.look <|constrain|>json<|message|>{\"a\":1}<|call|>");
 
-  const std::string answer = Ask(Post(
-      "/v1/responses",
-      R"({"input":"hi","tools":[{"type":"function","name":"look","parameters":{"type":"object"}}]})"));
+  const std::string answer =
+      Ask(Post("/v1/responses",
+               R"({"input":"hi","tools":)"
+               R"([{"type":"function","name":"look","parameters":{"type":"object"}}]})"));
 
   EXPECT_THAT(answer, HasSubstr(R"("type":"function_call")"));
   EXPECT_THAT(answer, HasSubstr(R"("name":"look")"));
