@@ -100,6 +100,8 @@ TEST_F(KvCacheTest, LackOfMemoryNamesTheBytesAndLeavesNothing) {
 
     void SelectExperts(const SelectExpertsArgs&) override {}
 
+    void GroupByExpert(const GroupByExpertArgs&) override {}
+
     void PickRows(const PickRowsArgs&) override {}
 
     void SumSlots(const SumSlotsArgs&) override {}

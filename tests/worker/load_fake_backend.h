@@ -80,6 +80,8 @@ class LoadFakeBackend final : public Backend {
 
   void SelectExperts(const SelectExpertsArgs&) override { std::abort(); }
 
+  void GroupByExpert(const GroupByExpertArgs&) override { std::abort(); }
+
   void PickRows(const PickRowsArgs&) override { std::abort(); }
 
   void SumSlots(const SumSlotsArgs&) override { std::abort(); }
