@@ -150,8 +150,13 @@ absl::Status LocalFleetImpl::Start() {
   return options_.cluster.exchange == "local" ? StartThreads() : StartProcesses();
 }
 
-// Gives every worker an equal share of what the dense weights leave.
+// Gives every worker an equal share of what the dense weights leave. A GPU has its own memory, and
+// its worker looks at what is free there.
 absl::Status LocalFleetImpl::ShareMemory() {
+  if (options_.cluster.backend != "cpu") {
+    memory_per_worker_ = options_.cluster.memory / options_.cluster.workers;
+    return absl::OkStatus();
+  }
   const ModelConfig& config = model_.source->config();
   const int64_t available =
       options_.cluster.memory > 0 ? options_.cluster.memory : AvailableMemory() - kReservedBytes;

@@ -123,6 +123,7 @@ absl::StatusOr<WorkerProcessOptions> WorkerOptions(const ClusterOptions& options
   ASSIGN_OR_RETURN(worker.dummy, DummyConfig(options));
   worker.exchange =
       options.exchange == "tcp" ? "tcp:127.0.0.1:0" : absl::StrCat(options.exchange, ":");
+  worker.backend = options.backend == "cuda" ? absl::StrCat("cuda:", index) : options.backend;
   worker.threads = ThreadsPerWorker(options);
   worker.cpus = CpusOfWorker(options, index);
   worker.isa = options.isa;

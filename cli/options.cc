@@ -110,6 +110,11 @@ void AddClusterOptions(CLI::App& app, ClusterOptions* options, bool model_is_req
       ->check(CLI::IsMember({"local", "unix", "tcp", "shm"}))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--backend",
+                 options->backend,
+                 "cpu; cuda: worker i computes on GPU i; cuda:INDEX: all workers on one GPU")
+      ->capture_default_str()
+      ->group(group);
   app.add_option(
          "--threads", options->threads, "per worker; 0: the host's cores divided among them")
       ->check(CLI::Range(0, 512))

@@ -51,15 +51,18 @@ int RunWorkerCommand(int argc, char** argv) {
          "--exchange", worker.exchange, "tcp:HOST:PORT (port 0: any), unix:[/path] or shm:[/path]")
       ->capture_default_str();
   app.add_option("--host", worker.host, "failure domain; default: this host's name");
+  app.add_option("--backend", worker.backend, "cpu, cuda (the first GPU) or cuda:INDEX")
+      ->capture_default_str();
   app.add_option("--threads", worker.threads, "that compute")
       ->check(CLI::Range(1, 512))
       ->capture_default_str();
   app.add_option("--cpus", worker.cpus, "pin the threads: one CPU for each")->delimiter(',');
   app.add_option("--isa", worker.isa, "scalar, avx2 or avx512; default: the best there is")
       ->check(CLI::IsMember({"scalar", "avx2", "avx512"}));
-  app.add_option("--memory",
-                 worker.memory_bytes,
-                 "for weights and K/V, as 16GB or 12GiB; 0: what is available")
+  app.add_option(
+         "--memory",
+         worker.memory_bytes,
+         "for weights and K/V, of the host or of the GPU, as 16GB or 12GiB; 0: what is free")
       ->transform(CLI::AsSizeValue(false))
       ->capture_default_str();
   app.add_option(
@@ -90,6 +93,8 @@ std::vector<std::string> WorkerCommand(const std::string& program,
                                       cluster.load_format,
                                       "--exchange",
                                       worker.exchange,
+                                      "--backend",
+                                      worker.backend,
                                       "--threads",
                                       absl::StrCat(worker.threads),
                                       "--memory",

@@ -121,6 +121,11 @@ void Worker::Interrupt() {
   if (is_making_exchange_) exchanges_.AbortCreate();
 }
 
+absl::Status Worker::fault() const {
+  absl::MutexLock lock(&mutex_);
+  return fault_;
+}
+
 Enrol Worker::enrol() const {
   return {.worker = options_.id,
           .incarnation = options_.incarnation,
@@ -394,7 +399,13 @@ absl::Status Worker::RunStep(const StepPlan& plan, absl::Time deadline, StepResu
     lowering_.Forget(sequence);
   }
   RETURN_IF_ERROR(lowering_.Lower(plan, records_, &step_));
-  RETURN_IF_ERROR(epoch_->forward->Run(step_, deadline, &output_));
+  try {
+    RETURN_IF_ERROR(epoch_->forward->Run(step_, deadline, &output_));
+  } catch (const DeviceFault& fault) {
+    absl::MutexLock lock(&mutex_);
+    fault_ = absl::UnavailableError(absl::StrCat("the device failed: ", fault.what()));
+    return fault_;
+  }
   result->logits = std::move(output_.logits);
   return KeepSamples(output_, result);
 }

@@ -76,6 +76,10 @@ class Worker {
   // full until `deadline`; the link should be closed.
   bool Deliver(ToWorker message, absl::Time deadline);
 
+  // Thread-safe. Not OK once the device has failed: nothing computes here any more, the process
+  // should end.
+  absl::Status fault() const;
+
   // Thread-safe. What a link says first, and every second.
   Enrol enrol() const;
   Beat beat() const;
@@ -156,6 +160,7 @@ class Worker {
   Exchange* exchange_ ABSL_GUARDED_BY(mutex_) = nullptr;
   bool is_making_exchange_ ABSL_GUARDED_BY(mutex_) = false;
   Beat beat_ ABSL_GUARDED_BY(mutex_);
+  absl::Status fault_ ABSL_GUARDED_BY(mutex_);  // Of the device; stays
 
   std::unique_ptr<Holdings> holdings_;
   std::thread thread_;  // Last: starts when everything above exists

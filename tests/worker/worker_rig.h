@@ -17,6 +17,7 @@
 
 #include "base/bounded_queue.h"
 #include "kernels/cpu/backend.h"
+#include "tests/support/faulty_backend.h"
 #include "worker/worker.h"
 
 namespace shoal {
@@ -199,7 +200,7 @@ class WorkerTest : public testing::Test {
         std::move(options),
         WorkerParts{.source = &source_,
                     .dense = &dense_->weights(),
-                    .backend = &backend_,
+                    .backend = &device_,
                     .experts = ExpertSet::Create(&source_, &loading_backend_),
                     .exchanges = &factory_,
                     .send =
@@ -317,6 +318,7 @@ class WorkerTest : public testing::Test {
   GatedSource source_{ModelConfig::Tiny()};
   std::unique_ptr<DenseSegment> dense_;
   CpuBackend backend_{{.num_threads = 1, .cpus = {}}};
+  FaultyBackend device_{&backend_};
   CpuBackend loading_backend_{{.num_threads = 1, .cpus = {}}};
   Script script_;
   ScriptedFactory factory_{&script_};

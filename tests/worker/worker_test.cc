@@ -221,6 +221,23 @@ TEST_F(WorkerTest, ABadPlanIsAnErrorAndEndsTheEpoch) {
   EnterAlone(2, 2);
 }
 
+// The step's error says what the device said; the process that owns the worker ends for it, and the
+// coordinator goes on elsewhere.
+TEST_F(WorkerTest, AFailedDeviceEndsTheStepAndStaysTheWorkersFault) {
+  EnterAlone();
+  Keep();
+  EXPECT_TRUE(worker_->fault().ok());
+  device_.FailWith("GPU 0: uncorrectable ECC error");
+
+  Tell(Plan(1, 1, 0, 12));
+
+  const auto result = Hear<StepResult>();
+  EXPECT_EQ(result.status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(result.status.message()), HasSubstr("uncorrectable ECC error"));
+  EXPECT_TRUE(result.tokens.empty());
+  EXPECT_EQ(worker_->fault(), result.status);
+}
+
 TEST_F(WorkerTest, AnExchangeErrorNamesSuspectsAndEndsTheEpoch) {
   script_.dispatch = absl::UnavailableError("rank 1 is gone");
   EnterTogether();

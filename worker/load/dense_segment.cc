@@ -285,6 +285,8 @@ class SharedSegment final : public DenseSegment {
 
   int64_t bytes() const override { return bytes_; }
 
+  const std::byte* data() const override { return mapping_.data(); }
+
   const DenseWeights& weights() const override { return weights_; }
 
  private:

@@ -302,6 +302,11 @@ absl::Status DeviceExpertSet::Load(std::span<const ExpertId> missing,
         Place(buffers[i % 2], projection, item.layer, missing[item.local], (*slabs)[item.local]));
     RETURN_IF_ERROR(meter.Add(StoredBytes(projection, source_.stored())));
   }
+  try {
+    backend_.Synchronize();  // Other threads compute with these, on streams of their own.
+  } catch (const DeviceFault& fault) {
+    return absl::UnavailableError(absl::StrCat("loading experts: ", fault.what()));
+  }
   return absl::OkStatus();
 }
 

@@ -71,6 +71,7 @@ class DenseSegment {
   virtual ~DenseSegment() = default;
   virtual int fd() const = 0;
   virtual int64_t bytes() const = 0;
+  virtual const std::byte* data() const = 0;  // Where weights() points into
   virtual const DenseWeights& weights() const = 0;
 };
 

@@ -17,8 +17,9 @@
 
 #include "base/serve/log.h"
 #include "base/status_macros.h"
-#include "kernels/cpu/backend.h"
 #include "worker/exchange/factory.h"
+#include "worker/load/device_dense.h"
+#include "worker/serve/backends.h"
 #include "worker/serve/coordinator_link.h"
 #include "worker/worker.h"
 
@@ -54,20 +55,6 @@ int64_t AvailableMemory() {
   return 0;
 }
 
-absl::StatusOr<CpuIsa> ChooseIsa(const std::string& name) {
-  if (name.empty()) return BestCpuIsa();
-  const std::optional<CpuIsa> isa = ParseCpuIsa(name);
-  if (!isa.has_value()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("instruction set \"", name, "\": scalar, avx2 and avx512 are known"));
-  }
-  if (*isa > BestCpuIsa()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "this processor has no ", name, "; its best is ", CpuIsaName(BestCpuIsa()).data()));
-  }
-  return *isa;
-}
-
 // One line for every tenth of the bytes. Returning false cancels the load.
 LoadProgress LogProgress(uint32_t worker, const ShouldStop& should_stop) {
   return [worker, &should_stop, tenths = int64_t{-1}](int64_t done, int64_t total) mutable {
@@ -100,6 +87,9 @@ class Body {
     return dismissal_;
   }
 
+  // Why the device failed; then this process can only end, and another one start.
+  absl::Status fault() const { return worker_->fault(); }
+
   // Logs what changed since the last call.
   void Watch();
 
@@ -116,8 +106,8 @@ class Body {
   std::unique_ptr<WeightSource> source_;
   std::unique_ptr<DenseSegment> own_dense_;
   const DenseSegment* dense_ = nullptr;
-  std::unique_ptr<CpuBackend> backend_;
-  std::unique_ptr<CpuBackend> loading_backend_;
+  Backends backends_;
+  std::unique_ptr<DeviceDense> device_dense_;  // Instead of dense_, on a GPU
   std::unique_ptr<ExchangeFactory> exchanges_;
 
   mutable absl::Mutex mutex_;
@@ -170,20 +160,24 @@ absl::Status Body::GetDense(const ShouldStop& should_stop) {
 }
 
 absl::Status Body::MakeWorker() {
-  ASSIGN_OR_RETURN(const CpuIsa isa, ChooseIsa(options_.isa));
-  if (!options_.cpus.empty() && options_.cpus.size() != static_cast<size_t>(options_.threads)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        options_.cpus.size(), " CPUs for ", options_.threads, " threads: one for each"));
+  ASSIGN_OR_RETURN(backends_,
+                   MakeBackends({.backend = options_.backend,
+                                 .threads = options_.threads,
+                                 .cpus = options_.cpus,
+                                 .isa = options_.isa}));
+  if (backends_.has_own_memory) {
+    ASSIGN_OR_RETURN(device_dense_, DeviceDense::Copy(*dense_, backends_.stepping.get()));
+    own_dense_.reset();  // What the device has, the host need not keep.
+    dense_ = nullptr;
   }
-  backend_ = std::make_unique<CpuBackend>(
-      CpuBackendOptions{.num_threads = options_.threads, .cpus = options_.cpus, .isa = isa});
-  loading_backend_ =
-      std::make_unique<CpuBackend>(CpuBackendOptions{.num_threads = 1, .cpus = {}, .isa = isa});
   ASSIGN_OR_RETURN(exchanges_, MakeExchangeFactory(options_.exchange, options_.hub));
 
   const bool dense_is_shared = options_.dense != nullptr || options_.dense_fd >= 0;
-  const int64_t available =
-      static_cast<int64_t>(kUsableShare * static_cast<double>(AvailableMemory()));
+  const int64_t dense_bytes = device_dense_ != nullptr ? device_dense_->bytes()
+                              : dense_is_shared        ? 0
+                                                       : dense_->bytes();
+  const int64_t free = backends_.has_own_memory ? backends_.free_bytes : AvailableMemory();
+  const auto available = static_cast<int64_t>(kUsableShare * static_cast<double>(free));
   worker_ = std::make_unique<Worker>(
       WorkerOptions{.id = WorkerId{options_.id},
                     .incarnation = NewIncarnation(),
@@ -192,19 +186,20 @@ absl::Status Body::MakeWorker() {
                     .process = absl::StrCat("pid ", getpid()),
                     .highest_term = {},
                     .memory_bytes = options_.memory_bytes > 0 ? options_.memory_bytes : available,
-                    .dense_bytes = dense_is_shared ? 0 : dense_->bytes(),
+                    .dense_bytes = dense_bytes,
                     .kv_tokens = options_.kv_tokens},
-      WorkerParts{.source = source_.get(),
-                  .dense = &dense_->weights(),
-                  .backend = backend_.get(),
-                  .experts = ExpertSet::Create(source_.get(), loading_backend_.get()),
-                  .exchanges = exchanges_.get(),
-                  .send = [this](FromWorker message) { Send(std::move(message)); },
-                  .now = absl::Now});
+      WorkerParts{
+          .source = source_.get(),
+          .dense = device_dense_ != nullptr ? &device_dense_->weights() : &dense_->weights(),
+          .backend = backends_.stepping.get(),
+          .experts = ExpertSet::Create(source_.get(), backends_.loading.get()),
+          .exchanges = exchanges_.get(),
+          .send = [this](FromWorker message) { Send(std::move(message)); },
+          .now = absl::Now});
   Log(LogLevel::kInfo,
       "worker.started",
       {{"worker", options_.id},
-       {"backend", backend_->name().data()},
+       {"backend", std::string(backends_.stepping->name())},
        {"threads", options_.threads},
        {"exchange", exchanges_->endpoint()}});
   return absl::OkStatus();
@@ -240,6 +235,13 @@ bool Body::Deliver(size_t link, ToWorker message) {
 }
 
 void Body::Send(FromWorker message) {
+  if (const auto* loaded = std::get_if<ExpertsLoaded>(&message); loaded != nullptr) {
+    Log(LogLevel::kInfo,
+        "worker.memory",
+        {{"worker", options_.id},
+         {"kv_tokens", int64_t{loaded->num_full_blocks} * kBlockTokens},
+         {"window_blocks", loaded->num_window_blocks}});
+  }
   std::shared_ptr<CoordinatorLink> link;
   {
     absl::MutexLock lock(&mutex_);
@@ -289,6 +291,12 @@ absl::Status Live(const WorkerProcessOptions& options, const ShouldStop& should_
       return dismissal;
     }
     body.Watch();
+    if (const absl::Status fault = body.fault(); !fault.ok()) {
+      Log(LogLevel::kError,
+          "worker.device_failed",
+          {{"worker", options.id}, {"why", fault.message()}});
+      return fault;
+    }
   }
   Log(LogLevel::kInfo, "worker.stopped", {{"worker", options.id}});
   return absl::OkStatus();

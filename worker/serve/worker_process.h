@@ -40,6 +40,7 @@ struct WorkerProcessOptions {
   std::string exchange = "unix:";  // As MakeExchangeFactory takes it
   std::shared_ptr<LocalHub> hub;   // For "local:": shared by the workers of the process
 
+  std::string backend = "cpu";  // cpu, cuda or cuda:INDEX
   int threads = 1;
   std::vector<int> cpus;  // If not empty: thread i is pinned to cpus[i]
   std::string isa;        // scalar, avx2, avx512; empty: the best there is

@@ -1,0 +1,35 @@
+// Which device a worker computes on, from the words of an option to the two backends it needs.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+#include "kernels/backend.h"
+
+namespace shoal {
+
+struct BackendOptions {
+  std::string backend = "cpu";  // cpu, cuda (the first GPU) or cuda:INDEX
+  // Of the CPU:
+  int threads = 1;
+  std::vector<int> cpus;  // If not empty: thread i is pinned to cpus[i]
+  std::string isa;        // scalar, avx2, avx512; empty: the best there is
+};
+
+struct Backends {
+  std::unique_ptr<Backend> stepping;
+  std::unique_ptr<Backend> loading;  // For the loading thread: another object of the same kind
+  bool has_own_memory = false;       // A GPU: weights must be copied there
+  int64_t free_bytes = 0;            // Of its own memory, before anything is loaded
+};
+
+// kInvalidArgument: unknown words, CPUs that are not one for each thread. kFailedPrecondition: this
+// machine or this binary cannot (no driver, no such GPU, a GPU that is full, an instruction set
+// that is not there); the message says what would do.
+absl::StatusOr<Backends> MakeBackends(const BackendOptions& options);
+
+}  // namespace shoal
