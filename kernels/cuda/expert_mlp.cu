@@ -153,7 +153,6 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads)
     ExpertKernel(const __grid_constant__ ExpertParams p,
                  const __grid_constant__ ExpertTable table) {
   using Product = Gemm<Weights, kGroups, kColumns, kStages>;
-  const __shared__ Bf16* rows[kColumns];
   __shared__ ExpertTile found;
   ptx::AwaitEarlierKernels();
   if (threadIdx.x < 32) {
@@ -163,20 +162,19 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads)
   __syncthreads();
   const ExpertTile tile = found;
   if (tile.expert < 0) return;
-  const int num_rows = min(kColumns, tile.end - tile.first);
-  for (int c = static_cast<int>(threadIdx.x); c < num_rows; c += kGroups * kGroupThreads) {
-    const int pair = tile.first + c;
-    const int64_t row = p.index == nullptr ? pair : p.index[pair];
-    rows[c] = p.x + row * p.x_stride;
-  }
-  __syncthreads();
+  const TokenRows<kColumns, Product::kThreads> tokens(
+      min(kColumns, tile.end - tile.first), p.x, [&](int c) {
+        const int pair = tile.first + c;
+        const int64_t row = p.index == nullptr ? pair : p.index[pair];
+        return p.x + row * p.x_stride;
+      });
 
   const int64_t first_out =
       (static_cast<int64_t>(blockIdx.x) * kGroups + threadIdx.x / kGroupThreads) * kTileOuts;
   const Weights weights = WeightsOf<Weights>(table.weights[tile.expert], p, first_out);
-  const Product product{weights, rows, num_rows, p.in, AlignedShared()};
+  const Product product{weights, tokens, p.in, AlignedShared()};
   float acc[kColumns / 2];
-  product.Run(0, (p.in + kTileInputs - 1) / kTileInputs, acc);
+  product.Run(0, static_cast<int>((p.in + kTileInputs - 1) / kTileInputs), acc);
   if constexpr (kIsGateUp) {
     StoreHidden<kColumns>(p, acc, table.bias[tile.expert], first_out, tile);
   } else {

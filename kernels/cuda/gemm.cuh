@@ -109,10 +109,10 @@ struct Bf16Weights {
   int64_t first_row;
 
   // Block `block` of the inputs into shared memory; every thread of the warpgroup copies a part.
-  __device__ void Copy(uint32_t to, int64_t block) const {
+  __device__ void Copy(uint32_t to, int block) const {
     const int thread = static_cast<int>(threadIdx.x % kGroupThreads);
     const int piece = thread % kPieces;
-    const int64_t input = block * kTileInputs + piece * (kPieceBytes / 2);
+    const int64_t input = int64_t{block} * kTileInputs + piece * (kPieceBytes / 2);
     const int64_t left = in - input;
     const int inside = left >= 8 ? 16 : left > 0 ? static_cast<int>(left) * 2 : 0;
 #pragma unroll
@@ -133,9 +133,9 @@ struct MxWeights {
   const std::byte* data;  // The first tile of the warpgroup's 64 rows
   bool is_inside;         // False: the matrix ends before them; zeros take their place
 
-  __device__ void Copy(uint32_t to, int64_t block) const {
+  __device__ void Copy(uint32_t to, int block) const {
     const int thread = static_cast<int>(threadIdx.x % kGroupThreads);
-    const std::byte* from = is_inside ? data + block * kMxTileBytes : data;
+    const std::byte* from = is_inside ? data + int64_t{block} * kMxTileBytes : data;
     const int bytes = is_inside ? 16 : 0;
     ptx::CopyAsync16(to + 16 * thread, from + 16 * thread, bytes);
     if (thread < (kMxTileBytes - kMxCodeBytes) / 16) {
@@ -187,22 +187,44 @@ struct MxWeights {
 
 // ---- Tokens ---------------------------------------------------------------------------------
 
-// rows[c] is where the values of column c < num_rows begin; the columns behind are zeros. In shared
-// memory. REQUIRES: num_rows >= 1.
+// The rows of a thread block's columns, each thread with those whose pieces it copies: thread i has
+// piece i % 8 of columns i / 8, i / 8 + kStep, ...
 template <int kColumns, int kThreads>
-__device__ inline void CopyTokens(
-    uint32_t to, const Bf16* const* rows, int num_rows, int64_t in, int64_t block) {
-  const int piece = static_cast<int>(threadIdx.x) % kPieces;
-  const int64_t input = block * kTileInputs + piece * (kPieceBytes / 2);
-  const int64_t left = in - input;
-  const int inside = left >= 8 ? 16 : left > 0 ? static_cast<int>(left) * 2 : 0;
-  for (int row = static_cast<int>(threadIdx.x) / kPieces; row < kColumns;
-       row += kThreads / kPieces) {
-    const bool is_row = row < num_rows && inside > 0;
-    const Bf16* from = is_row ? rows[row] + input : rows[0];
-    ptx::CopyAsync16(to + SwizzledByte(row, piece), from, is_row ? inside : 0);
+struct TokenRows {
+  static constexpr int kStep = kThreads / kPieces;
+  static constexpr int kPerThread = (kColumns + kStep - 1) / kStep;
+
+  const Bf16* from[kPerThread];  // The thread's first piece of the row
+  bool is_row[kPerThread];       // False: a column of zeros
+
+  // row(c) is where the values of column c < num_rows begin. `any`: some readable address.
+  template <typename Row>
+  __device__ TokenRows(int num_rows, const Bf16* any, const Row& row) {
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int c = Column(i);
+      is_row[i] = c < num_rows;
+      from[i] = is_row[i] ? row(c) + threadIdx.x % kPieces * (kPieceBytes / 2) : any;
+    }
   }
-}
+
+  __device__ static int Column(int i) {
+    return i * kStep + static_cast<int>(threadIdx.x) / kPieces;
+  }
+
+  __device__ void Copy(uint32_t to, int64_t in, int block) const {
+    const int piece = static_cast<int>(threadIdx.x) % kPieces;
+    const int64_t left = in - int64_t{block} * kTileInputs - piece * (kPieceBytes / 2);
+    const int inside = left >= 8 ? 16 : left > 0 ? static_cast<int>(left) * 2 : 0;
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      if (kColumns % kStep != 0 && Column(i) >= kColumns) continue;
+      const int bytes = is_row[i] ? inside : 0;
+      const Bf16* const at = bytes > 0 ? from[i] + int64_t{block} * kTileInputs : from[i];
+      ptx::CopyAsync16(to + SwizzledByte(Column(i), piece), at, bytes);
+    }
+  }
+};
 
 // ---- The loop -------------------------------------------------------------------------------
 
@@ -218,62 +240,72 @@ struct Gemm {
   static constexpr size_t kSharedBytes = size_t{kStages} * kStageBytes + 1024;
 
   const Weights& weights;  // This thread's warpgroup's
-  const Bf16* const* rows;
-  int num_rows;
+  const TokenRows<kColumns, kThreads>& tokens;
   int64_t in;
   std::byte* memory;  // kStages * kStageBytes, at a multiple of 1,024
-
-  __device__ uint32_t StageAddress(int64_t i) const {
-    return ptx::SharedAddress(memory) + static_cast<uint32_t>(i % kStages) * kStageBytes;
-  }
 
   __device__ static int GroupOffset() {
     return kTokenBytes + static_cast<int>(threadIdx.x / kGroupThreads) * Weights::kGroupBytes;
   }
 
-  __device__ void Copy(int64_t i, int64_t block) const {
-    const uint32_t stage = StageAddress(i);
-    CopyTokens<kColumns, kThreads>(stage, rows, num_rows, in, block);
-    weights.Copy(stage + GroupOffset(), block);
+  __device__ void Copy(int stage, int block) const {
+    const uint32_t to = ptx::SharedAddress(memory) + static_cast<uint32_t>(stage * kStageBytes);
+    tokens.Copy(to, in, block);
+    weights.Copy(to + GroupOffset(), block);
   }
 
-  // Block i's weights are decoded into `a` while block i - 1 is multiplied.
-  __device__ void Step(
-      int64_t i, int64_t begin, int64_t num, uint32_t (&a)[16], float (&acc)[kColumns / 2]) const {
+  // Block `block` lies in stage `stage`; block + kAhead goes to stage `next`. Its weights are
+  // decoded into `a` while the block before is multiplied.
+  __device__ void Step(int block,
+                       int end,
+                       int stage,
+                       int next,
+                       bool is_first,
+                       uint32_t (&a)[16],
+                       float (&acc)[kColumns / 2]) const {
     ptx::WaitCopies<kAhead - 1>();
     ptx::FenceSharedWrites();
-    __syncthreads();  // Block i is there for all, and nobody reads block i - 2 any more.
-    if (i + kAhead < num) Copy(i + kAhead, begin + i + kAhead);
+    __syncthreads();  // The block is there for all, and nobody reads the one two before any more.
+    if (block + kAhead < end) Copy(next, block + kAhead);
     ptx::CommitCopies();
-    const uint32_t stage = StageAddress(i);
+    const uint32_t at = ptx::SharedAddress(memory) + static_cast<uint32_t>(stage * kStageBytes);
     if constexpr (Weights::kDecodes) {
-      Weights::Decode(memory + i % kStages * kStageBytes + GroupOffset(), a);
+      Weights::Decode(memory + stage * kStageBytes + GroupOffset(), a);
     }
     if constexpr (ptx::kHasWgmma) {
       ptx::WgmmaWait();
       ptx::WgmmaBegin();
     }
     if constexpr (Weights::kDecodes) {
-      MultiplyRegisters<kColumns>(acc, a, stage, i == 0);
+      MultiplyRegisters<kColumns>(acc, a, at, is_first);
     } else {
-      MultiplyShared<kColumns>(acc, stage + GroupOffset(), stage, i == 0);
+      MultiplyShared<kColumns>(acc, at + GroupOffset(), at, is_first);
     }
     if constexpr (ptx::kHasWgmma) ptx::WgmmaCommit();
   }
 
+  __device__ static int After(int stage) { return stage + 1 == kStages ? 0 : stage + 1; }
+
   // acc = the products of blocks [begin, end) of the inputs, begin < end.
-  __device__ void Run(int64_t begin, int64_t end, float (&acc)[kColumns / 2]) const {
-    const int64_t num = end - begin;
-#pragma unroll
+  __device__ void Run(int begin, int end, float (&acc)[kColumns / 2]) const {
+#pragma unroll 1
     for (int i = 0; i < kAhead; ++i) {
-      if (i < num) Copy(i, begin + i);
+      if (begin + i < end) Copy(i, begin + i);
       ptx::CommitCopies();
     }
     uint32_t even[16];
     uint32_t odd[16];
-    for (int64_t i = 0; i < num; i += 2) {
-      Step(i, begin, num, even, acc);
-      if (i + 1 < num) Step(i + 1, begin, num, odd, acc);
+    int stage = 0;
+    int next = kAhead;
+#pragma unroll 1
+    for (int block = begin; block < end; block += 2) {
+      Step(block, end, stage, next, block == begin, even, acc);
+      stage = After(stage);
+      next = After(next);
+      if (block + 1 == end) break;
+      Step(block + 1, end, stage, next, false, odd, acc);
+      stage = After(stage);
+      next = After(next);
     }
     if constexpr (ptx::kHasWgmma) ptx::WgmmaWait();
     ptx::WaitCopies<0>();

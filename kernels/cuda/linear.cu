@@ -55,36 +55,33 @@ __device__ void StoreSums(const LinearParams& p,
   }
 }
 
-// Returns how many rows there are, at most kColumns.
-template <int kColumns>
-__device__ int PointAtRows(const LinearParams& p, int64_t first_row, const Bf16** rows) {
+template <int kColumns, int kThreads>
+__device__ TokenRows<kColumns, kThreads> RowsFrom(const LinearParams& p, int64_t first_row) {
   const int64_t left = p.rows - first_row;
   const int num_rows = left < kColumns ? static_cast<int>(left) : kColumns;
-  for (int c = static_cast<int>(threadIdx.x); c < num_rows; c += static_cast<int>(blockDim.x)) {
-    rows[c] = p.x + (first_row + c) * p.x_stride;
-  }
-  return num_rows;
+  return TokenRows<kColumns, kThreads>(
+      num_rows, p.x, [&](int c) { return p.x + (first_row + c) * p.x_stride; });
+}
+
+__device__ inline int PartBegin(const LinearParams& p, int part) {
+  return static_cast<int>(SplitBegin((p.in + kTileInputs - 1) / kTileInputs, p.split, part));
 }
 
 template <int kColumns, int kStages>
 __global__ void __launch_bounds__(kGroupThreads)
     LinearDecodeKernel(const __grid_constant__ LinearParams p) {
   using Product = Gemm<Bf16Weights, 1, kColumns, kStages>;
-  const __shared__ Bf16* rows[kColumns];
   __shared__ bool is_last;
   const int64_t first_row = static_cast<int64_t>(blockIdx.z) * kColumns;
   const int64_t first_out = static_cast<int64_t>(blockIdx.x) * kTileOuts;
   const int part = static_cast<int>(blockIdx.y);
-  const int64_t num_blocks = (p.in + kTileInputs - 1) / kTileInputs;
-  const int num_rows = PointAtRows<kColumns>(p, first_row, rows);
+  const auto tokens = RowsFrom<kColumns, Product::kThreads>(p, first_row);
   ptx::AwaitEarlierKernels();
-  __syncthreads();
 
   const Bf16Weights weights{p.weight, p.weight_stride, p.outs, p.in, first_out};
-  const Product product{weights, rows, num_rows, p.in, AlignedShared()};
+  const Product product{weights, tokens, p.in, AlignedShared()};
   float acc[kColumns / 2];
-  product.Run(
-      SplitBegin(num_blocks, p.split, part), SplitBegin(num_blocks, p.split, part + 1), acc);
+  product.Run(PartBegin(p, part), PartBegin(p, part + 1), acc);
   if (p.split == 1) return StoreSums<kColumns>(p, acc, first_out, first_row);
 
   const int64_t tile = static_cast<int64_t>(blockIdx.z) * gridDim.x + blockIdx.x;
@@ -119,23 +116,19 @@ __global__ void __launch_bounds__(kPrefillGroups* kGroupThreads)
     LinearPrefillKernel(const __grid_constant__ LinearParams p) {
   constexpr int kColumns = kPrefillTokens;
   using Product = Gemm<Bf16Weights, kPrefillGroups, kColumns, kPrefillStages>;
-  const __shared__ Bf16* rows[kColumns];
   const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kColumns;
   const int64_t first_out =
       (static_cast<int64_t>(blockIdx.x) * kPrefillGroups + threadIdx.x / kGroupThreads) * kTileOuts;
-  const int64_t num_blocks = (p.in + kTileInputs - 1) / kTileInputs;
-  const int num_rows = PointAtRows<kColumns>(p, first_row, rows);
+  const auto tokens = RowsFrom<kColumns, Product::kThreads>(p, first_row);
   ptx::AwaitEarlierKernels();
-  __syncthreads();
 
   const Bf16Weights weights{p.weight, p.weight_stride, p.outs, p.in, first_out};
-  const Product product{weights, rows, num_rows, p.in, AlignedShared()};
+  const Product product{weights, tokens, p.in, AlignedShared()};
   float total[kColumns / 2];
-  product.Run(0, SplitBegin(num_blocks, p.split, 1), total);
+  product.Run(0, PartBegin(p, 1), total);
   for (int part = 1; part < p.split; ++part) {
     float acc[kColumns / 2];
-    product.Run(
-        SplitBegin(num_blocks, p.split, part), SplitBegin(num_blocks, p.split, part + 1), acc);
+    product.Run(PartBegin(p, part), PartBegin(p, part + 1), acc);
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) total[i] += acc[i];
   }
