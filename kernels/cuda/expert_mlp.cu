@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads)
   const int64_t first_out =
       (static_cast<int64_t>(blockIdx.x) * kGroups + threadIdx.x / kGroupThreads) * kTileOuts;
   const Weights weights = WeightsOf<Weights>(table.weights[tile.expert], p, first_out);
-  const Product product{weights, tokens, p.in, AlignedShared()};
+  const Product product{weights, tokens, static_cast<int>(p.in), AlignedShared()};
   float acc[kColumns / 2];
   product.Run(0, static_cast<int>((p.in + kTileInputs - 1) / kTileInputs), acc);
   if constexpr (kIsGateUp) {

@@ -95,52 +95,71 @@ __device__ inline void MultiplyShared(float (&acc)[kColumns / 2],
   }
 }
 
+// Of the 16 bytes of a piece, those before input `in`.
+__device__ inline int BytesInside(int in, int block, int piece) {
+  const int left = in - block * kTileInputs - piece * (kPieceBytes / 2);
+  return min(max(left, 0), 8) * 2;
+}
+
 // ---- Weights --------------------------------------------------------------------------------
 
-// Row-major bf16 as in the checkpoint. `first_row`: of this warpgroup's 64.
+// Row-major bf16 as in the checkpoint: the 64 rows of a warpgroup, of which a thread copies the
+// same piece of every sixteenth.
 struct Bf16Weights {
   static constexpr bool kDecodes = false;
   static constexpr int kGroupBytes = kTileOuts * kTileRowBytes;
+  static constexpr int kStep = kGroupThreads / kPieces;
 
-  const Bf16* data;
-  int64_t stride;
-  int64_t num_rows;
-  int64_t in;
-  int64_t first_row;
+  const Bf16* from;  // The thread's first piece; some readable address if it has no row
+  int64_t step;      // Elements between the rows it copies
+  int num_rows;      // Of those, how many the matrix has
+  int in;
+
+  __device__ Bf16Weights(
+      const Bf16* data, int64_t stride, int64_t outs, int64_t inputs, int64_t first_row) {
+    const int thread = static_cast<int>(threadIdx.x % kGroupThreads);
+    const int64_t row = first_row + thread / kPieces;
+    const int64_t left = (outs - row + kStep - 1) / kStep;
+    num_rows = row < outs ? static_cast<int>(left < 4 ? left : 4) : 0;
+    from = num_rows > 0 ? data + row * stride + thread % kPieces * (kPieceBytes / 2) : data;
+    step = kStep * stride;
+    in = static_cast<int>(inputs);
+  }
 
   // Block `block` of the inputs into shared memory; every thread of the warpgroup copies a part.
   __device__ void Copy(uint32_t to, int block) const {
     const int thread = static_cast<int>(threadIdx.x % kGroupThreads);
     const int piece = thread % kPieces;
-    const int64_t input = int64_t{block} * kTileInputs + piece * (kPieceBytes / 2);
-    const int64_t left = in - input;
-    const int inside = left >= 8 ? 16 : left > 0 ? static_cast<int>(left) * 2 : 0;
+    const int inside = BytesInside(in, block, piece);
+    const uint32_t at = to + SwizzledByte(thread / kPieces, piece);
+    const Bf16* source = from + (inside > 0 ? int64_t{block} * kTileInputs : 0);
 #pragma unroll
-    for (int i = 0; i < kTileOuts; i += kGroupThreads / kPieces) {
-      const int row = i + thread / kPieces;
-      const bool is_row = first_row + row < num_rows && inside > 0;
-      const Bf16* from = is_row ? data + (first_row + row) * stride + input : data;
-      ptx::CopyAsync16(to + SwizzledByte(row, piece), from, is_row ? inside : 0);
+    for (int i = 0; i < kTileOuts / kStep; ++i) {
+      const bool is_row = i < num_rows;
+      ptx::CopyAsync16(
+          at + i * kStep * kTileRowBytes, is_row ? source + i * step : from, is_row ? inside : 0);
     }
   }
 };
 
-// Packed MXFP4 (mx_layout.h).
+// Packed MXFP4 (mx_layout.h): 16 bytes of codes a thread and, for the first eight, of scales.
 struct MxWeights {
   static constexpr bool kDecodes = true;
   static constexpr int kGroupBytes = kMxTileBytes;
 
-  const std::byte* data;  // The first tile of the warpgroup's 64 rows
-  bool is_inside;         // False: the matrix ends before them; zeros take their place
+  const std::byte* from;  // The thread's codes in the first tile of the warpgroup's 64 rows
+  int bytes;              // 16, or 0 where the matrix ends before those rows
+
+  __device__ MxWeights(const std::byte* tile, bool is_inside)
+      : from(tile + 16 * (threadIdx.x % kGroupThreads)), bytes(is_inside ? 16 : 0) {}
 
   __device__ void Copy(uint32_t to, int block) const {
     const int thread = static_cast<int>(threadIdx.x % kGroupThreads);
-    const std::byte* from = is_inside ? data + int64_t{block} * kMxTileBytes : data;
-    const int bytes = is_inside ? 16 : 0;
-    ptx::CopyAsync16(to + 16 * thread, from + 16 * thread, bytes);
+    const std::byte* const source = from + (bytes > 0 ? int64_t{block} * kMxTileBytes : 0);
+    const uint32_t at = to + static_cast<uint32_t>(16 * thread);
+    ptx::CopyAsync16(at, source, bytes);
     if (thread < (kMxTileBytes - kMxCodeBytes) / 16) {
-      const int at = kMxCodeBytes + 16 * thread;
-      ptx::CopyAsync16(to + at, from + at, bytes);
+      ptx::CopyAsync16(at + kMxCodeBytes, source + kMxCodeBytes, bytes);
     }
   }
 
@@ -212,16 +231,16 @@ struct TokenRows {
     return i * kStep + static_cast<int>(threadIdx.x) / kPieces;
   }
 
-  __device__ void Copy(uint32_t to, int64_t in, int block) const {
+  __device__ void Copy(uint32_t to, int in, int block) const {
     const int piece = static_cast<int>(threadIdx.x) % kPieces;
-    const int64_t left = in - int64_t{block} * kTileInputs - piece * (kPieceBytes / 2);
-    const int inside = left >= 8 ? 16 : left > 0 ? static_cast<int>(left) * 2 : 0;
+    const int inside = BytesInside(in, block, piece);
+    const uint32_t first = to + SwizzledByte(Column(0), piece);  // kStep is a multiple of 8
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       if (kColumns % kStep != 0 && Column(i) >= kColumns) continue;
       const int bytes = is_row[i] ? inside : 0;
       const Bf16* const at = bytes > 0 ? from[i] + int64_t{block} * kTileInputs : from[i];
-      ptx::CopyAsync16(to + SwizzledByte(Column(i), piece), at, bytes);
+      ptx::CopyAsync16(first + i * kStep * kTileRowBytes, at, bytes);
     }
   }
 };
@@ -241,7 +260,7 @@ struct Gemm {
 
   const Weights& weights;  // This thread's warpgroup's
   const TokenRows<kColumns, kThreads>& tokens;
-  int64_t in;
+  int in;
   std::byte* memory;  // kStages * kStageBytes, at a multiple of 1,024
 
   __device__ static int GroupOffset() {

@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kGroupThreads)
   ptx::AwaitEarlierKernels();
 
   const Bf16Weights weights{p.weight, p.weight_stride, p.outs, p.in, first_out};
-  const Product product{weights, tokens, p.in, AlignedShared()};
+  const Product product{weights, tokens, static_cast<int>(p.in), AlignedShared()};
   float acc[kColumns / 2];
   product.Run(PartBegin(p, part), PartBegin(p, part + 1), acc);
   if (p.split == 1) return StoreSums<kColumns>(p, acc, first_out, first_row);
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kPrefillGroups* kGroupThreads)
   ptx::AwaitEarlierKernels();
 
   const Bf16Weights weights{p.weight, p.weight_stride, p.outs, p.in, first_out};
-  const Product product{weights, tokens, p.in, AlignedShared()};
+  const Product product{weights, tokens, static_cast<int>(p.in), AlignedShared()};
   float total[kColumns / 2];
   product.Run(0, PartBegin(p, 1), total);
   for (int part = 1; part < p.split; ++part) {
