@@ -14,8 +14,6 @@
 namespace shoal {
 namespace {
 
-static_assert(sizeof(RoutedPair) == 8, "a RoutedPair travels as it lies in memory");
-
 size_t Size(int64_t count) {
   CHECK_GE(count, 0);
   return static_cast<size_t>(count);
@@ -37,29 +35,6 @@ void CheckDense(const TensorView& rows, const ExchangeLimits& limits) {
   CHECK_EQ(rows.stride, rows.cols);
 }
 
-int32_t CountLocal(const std::vector<int32_t>& local_index) {
-  const auto last = std::ranges::max_element(local_index);
-  return last == local_index.end() ? 0 : *last + 1;
-}
-
-// The first fault of a Membership or its limits. These numbers come from the coordinator.
-absl::Status CheckMembership(const Membership& membership, const ExchangeLimits& limits) {
-  const auto num_ranks = static_cast<int64_t>(membership.members.size());
-  if (membership.self.value < 0 || membership.self.value >= num_ranks) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rank ", membership.self.value, " in a cell of ", num_ranks, " ranks"));
-  }
-  if (limits.max_rows < 1 || limits.experts_per_token < 1 || limits.row_bytes < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("limits of an exchange must be positive: rows ",
-                                                   limits.max_rows,
-                                                   ", experts per token ",
-                                                   limits.experts_per_token,
-                                                   ", bytes per row ",
-                                                   limits.row_bytes));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 // Dispatch: each rank may send all its rows, each with k pairs. Combine: each may hold all k
@@ -78,18 +53,15 @@ HostExchange::HostExchange(Membership membership,
                            std::unique_ptr<Transport> transport)
     : membership_(std::move(membership)),
       limits_(limits),
-      num_local_(CountLocal(membership_.local_index)),
       transport_(std::move(transport)),
       // Not initialised: pages that no row ever reaches cost nothing.
       received_(transport_ == nullptr
                     ? nullptr
                     : new std::byte[num_ranks() * Size(limits.max_rows) * Size(limits.row_bytes)]),
       out_(num_ranks()),
-      in_(num_ranks()) {
+      in_(num_ranks()),
+      builder_(membership_, limits) {
   CHECK_EQ(transport_ == nullptr, num_ranks() == 1);
-  const size_t max_pairs = num_ranks() * Size(limits.max_rows) * Size(limits.experts_per_token);
-  experts_.reserve(max_pairs);
-  pair_rows_.reserve(max_pairs);
 }
 
 absl::Status HostExchange::Open(absl::Time deadline) {
@@ -100,7 +72,8 @@ absl::StatusOr<Arrivals> HostExchange::Dispatch(const Route& route,
                                                 const TensorView& outgoing,
                                                 absl::Time deadline) {
   RETURN_IF_ERROR(Health());
-  if (absl::Status status = CheckRoute(route, outgoing); !status.ok()) return Fail(status);
+  absl::Status checked = CheckRoute(route, outgoing, limits_, limits_.max_rows, num_ranks());
+  if (!checked.ok()) return Fail(std::move(checked));
   const size_t row_bytes = Size(limits_.row_bytes);
   const size_t k = Size(limits_.experts_per_token);
   for (size_t rank = 0; rank < num_ranks(); ++rank) {
@@ -147,28 +120,6 @@ absl::Status HostExchange::Combine(const Route& route,
   return status.ok() ? status : Fail(std::move(status));
 }
 
-absl::Status HostExchange::CheckRoute(const Route& route, const TensorView& outgoing) const {
-  CHECK_EQ(route.rank_rows.size(), num_ranks() + 1);
-  CHECK_EQ(route.rank_pairs.size(), num_ranks() + 1);
-  CHECK_EQ(outgoing.rows, static_cast<int64_t>(route.send_rows.size()));
-  CheckDense(outgoing, limits_);
-  for (size_t rank = 0; rank < num_ranks(); ++rank) {
-    const int64_t rows = route.rank_rows[rank + 1] - route.rank_rows[rank];
-    const int64_t pairs = route.rank_pairs[rank + 1] - route.rank_pairs[rank];
-    if (rows <= limits_.max_rows && pairs <= rows * limits_.experts_per_token) continue;
-    return absl::InvalidArgumentError(absl::StrCat("a dispatch of ",
-                                                   rows,
-                                                   " rows with ",
-                                                   pairs,
-                                                   " pairs exceeds the limit of ",
-                                                   limits_.max_rows,
-                                                   " rows with ",
-                                                   limits_.experts_per_token,
-                                                   " pairs each"));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status HostExchange::AllToAll(ExchangeOp op, absl::Time deadline) {
   RETURN_IF_ERROR(Health());
   const uint64_t seq = next_seq_++;
@@ -193,62 +144,41 @@ absl::Status HostExchange::Gather(const Route& route,
                                   const TensorView& outgoing,
                                   Arrivals* arrivals) {
   const size_t row_bytes = Size(limits_.row_bytes);
-  arrivals->source_pairs.assign(num_ranks() + 1, 0);
-  experts_.clear();
-  pair_rows_.clear();
-  size_t num_rows = 0;
+  builder_.Begin(arrivals);
   for (size_t rank = 0; rank < num_ranks(); ++rank) {
     const bool is_self = rank == self();
     const FrameHeader& header = is_self ? out_[rank].header : in_[rank].header;
-    const size_t pairs_bytes = header.pairs * sizeof(RoutedPair);
     std::span<const std::byte> pairs = out_[rank].parts[0];
     std::span<const std::byte> rows = out_[rank].parts[1];
-    const Rank source{static_cast<int32_t>(rank)};
-    const auto refuse = [&](absl::string_view what) {
-      return WithSuspects(
-          absl::FailedPreconditionError(absl::StrCat("rank ", rank, " dispatched ", what)),
-          {&source, 1});
-    };
     if (!is_self) {
-      const size_t max_pairs = header.rows * Size(limits_.experts_per_token);
-      if (header.rows > Size(limits_.max_rows) || header.pairs > max_pairs ||
-          in_[rank].body.size() != pairs_bytes + header.rows * row_bytes) {
-        return refuse(absl::StrCat(in_[rank].body.size(),
-                                   " bytes with ",
-                                   header.rows,
-                                   " rows and ",
-                                   header.pairs,
-                                   " pairs; the limits are ",
-                                   limits_.max_rows,
-                                   " rows with ",
-                                   limits_.experts_per_token,
-                                   " pairs each"));
+      const size_t pairs_bytes = header.pairs * sizeof(RoutedPair);
+      if (in_[rank].body.size() != pairs_bytes + header.rows * row_bytes) {
+        const Rank source{static_cast<int32_t>(rank)};
+        return WithSuspects(absl::FailedPreconditionError(absl::StrCat("rank ",
+                                                                       rank,
+                                                                       " dispatched ",
+                                                                       in_[rank].body.size(),
+                                                                       " bytes with ",
+                                                                       header.rows,
+                                                                       " rows and ",
+                                                                       header.pairs,
+                                                                       " pairs")),
+                            {&source, 1});
       }
       pairs = in_[rank].body.first(pairs_bytes);
       rows = in_[rank].body.subspan(pairs_bytes);
     }
-    for (size_t i = 0; i < header.pairs; ++i) {
-      RoutedPair pair;
-      std::memcpy(&pair, pairs.data() + i * sizeof(pair), sizeof(pair));
-      if (pair.message_row >= header.rows) return refuse("a pair of a row that it did not send");
-      const bool is_known = pair.expert >= 0 && Size(pair.expert) < membership_.local_index.size();
-      if (!is_known || membership_.local_index[Size(pair.expert)] < 0) {
-        return refuse(absl::StrCat("a row for expert ", pair.expert, ", which is not held here"));
-      }
-      experts_.push_back(pair.expert);
-      pair_rows_.push_back(static_cast<int32_t>(num_rows + pair.message_row));
-    }
+    const size_t first_row = builder_.num_rows();
+    RETURN_IF_ERROR(builder_.Add(header.rows, pairs, arrivals));
     if (transport_ != nullptr && !rows.empty()) {
-      std::memcpy(received_.get() + num_rows * row_bytes, rows.data(), rows.size());
+      std::memcpy(received_.get() + first_row * row_bytes, rows.data(), rows.size());
     }
-    num_rows += header.rows;
-    arrivals->source_pairs[rank + 1] = static_cast<int32_t>(experts_.size());
   }
   arrivals->rows = MakeTensor(transport_ == nullptr ? outgoing.data : received_.get(),
                               DType::kBf16,
-                              static_cast<int64_t>(num_rows),
+                              static_cast<int64_t>(builder_.num_rows()),
                               limits_.row_bytes / DTypeBytes(DType::kBf16));
-  CHECK(GroupByExpert(experts_, pair_rows_, membership_.local_index, num_local_, arrivals));
+  builder_.Finish(arrivals);
   CHECK_EQ(Size(route.rank_rows[self() + 1] - route.rank_rows[self()]),
            size_t{out_[self()].header.rows});
   return absl::OkStatus();

@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
+#include "worker/exchange/arrivals.h"
 #include "worker/exchange/exchange.h"
 #include "worker/exchange/transport.h"
 
@@ -54,7 +55,6 @@ class HostExchange final : public Exchange {
 
   size_t self() const { return static_cast<size_t>(membership_.self.value); }
 
-  absl::Status CheckRoute(const Route& route, const TensorView& outgoing) const;
   absl::Status AllToAll(ExchangeOp op, absl::Time deadline);
   absl::Status Gather(const Route& route, const TensorView& outgoing, Arrivals* arrivals);
   absl::Status Scatter(const Route& route,
@@ -66,16 +66,14 @@ class HostExchange final : public Exchange {
 
   const Membership membership_;
   const ExchangeLimits limits_;
-  const int32_t num_local_;  // Experts that this rank holds
   const std::unique_ptr<Transport> transport_;
 
   // The calling thread's.
   const std::unique_ptr<std::byte[]> received_;  // [num_ranks * max_rows, hidden] bf16
   uint64_t next_seq_ = 0;
-  std::vector<OutFrame> out_;       // By rank
-  std::vector<InFrame> in_;         // By rank
-  std::vector<int32_t> experts_;    // [pairs] by arrival
-  std::vector<int32_t> pair_rows_;  // [pairs] by arrival
+  std::vector<OutFrame> out_;  // By rank
+  std::vector<InFrame> in_;    // By rank
+  ArrivalsBuilder builder_;
   absl::Duration waited_;
 
   mutable absl::Mutex mutex_;
