@@ -46,7 +46,7 @@ absl::Status Forward::Run(const LoweredStep& step, absl::Time deadline, StepOutp
     Embed(indexes);
     for (int layer = 0; layer < config_.num_layers; ++layer) {
       Attention(indexes, layer);
-      RETURN_IF_ERROR(ExpertsTogether(layer, deadline));
+      RETURN_IF_ERROR(ExpertsTogether(layer, step.num_parts, deadline));
     }
   }
   Sample(step, &output->samples);
@@ -105,18 +105,36 @@ void Forward::ChooseExperts(int layer) {
   backend_.SelectExperts({.scores = act_.scores, .ids = act_.expert_ids, .shares = act_.shares});
 }
 
-absl::Status Forward::ExpertsTogether(int layer, absl::Time deadline) {
+absl::Status Forward::ExpertsTogether(int layer, int32_t num_parts, absl::Time deadline) {
   ChooseExperts(layer);
   // Who goes where is planned on the host.
   backend_.Read(expert_ids_.data(), act_.expert_ids.data, expert_ids_.size() * sizeof(int32_t));
+  for (int32_t part = 0; part < num_parts; ++part) {
+    RETURN_IF_ERROR(ExchangePart(layer, part, num_parts, deadline));
+  }
+  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
+  return absl::OkStatus();
+}
+
+// Rows [first, last) of this rank; those of all parts together are all rows. Which rows travel
+// together, and with which of the other ranks', changes no bit: a row's result is its own.
+absl::Status Forward::ExchangePart(int layer,
+                                   int32_t part,
+                                   int32_t num_parts,
+                                   absl::Time deadline) {
+  const int64_t k = config_.experts_per_token;
+  const int64_t first = act_.hidden.rows * part / num_parts;
+  const int64_t rows = act_.hidden.rows * (part + 1) / num_parts - first;
   PlanRoute(
-      expert_ids_,
-      static_cast<int32_t>(act_.hidden.rows),
+      std::span(expert_ids_).subspan(static_cast<size_t>(first * k)),
+      static_cast<int32_t>(rows),
       config_.experts_per_token,
       {.ranks_of_expert = parts_.placement, .self = parts_.self, .num_ranks = parts_.num_ranks},
       &route_);
   const TensorView outgoing = all_.outgoing.Slice(0, static_cast<int64_t>(route_.send_rows.size()));
-  backend_.PickRows({.x = act_.normed, .index = all_.rows.Set(route_.send_rows), .out = outgoing});
+  backend_.PickRows({.x = act_.normed.Slice(first, rows),
+                     .index = all_.rows.Set(route_.send_rows),
+                     .out = outgoing});
   // Rows to their experts. What arrives says for which of ours each row is.
   ASSIGN_OR_RETURN(const Arrivals in, parts_.exchange->Dispatch(route_, outgoing, deadline));
   const TensorView results = all_.expert_out.Slice(0, in.num_pairs());
@@ -128,9 +146,8 @@ absl::Status Forward::ExpertsTogether(int layer, absl::Time deadline) {
              all_.pair_outs.Set(in.pair_outs),
              results);
   // Results home, one row for each (row, slot): nothing is summed on the way.
-  RETURN_IF_ERROR(parts_.exchange->Combine(route_, in, results, act_.returned, deadline));
-  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
-  return absl::OkStatus();
+  return parts_.exchange->Combine(
+      route_, in, results, act_.returned.Slice(first * k, rows * k), deadline);
 }
 
 // A cell of one rank: the rows are where their experts are, and (row, slot) is the order of the

@@ -64,7 +64,8 @@ class Forward {
   void Embed(const StepIndexes& indexes);
   void Attention(const StepIndexes& indexes, int layer);
   void ChooseExperts(int layer);
-  absl::Status ExpertsTogether(int layer, absl::Time deadline);
+  absl::Status ExpertsTogether(int layer, int32_t num_parts, absl::Time deadline);
+  absl::Status ExchangePart(int layer, int32_t part, int32_t num_parts, absl::Time deadline);
   void ExpertsAlone(int layer);
   void RunExperts(int layer,
                   const TensorView& rows,

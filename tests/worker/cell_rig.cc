@@ -142,6 +142,7 @@ std::vector<StepOutput> CellRig::Step(const std::vector<StepPlan>& plans) {
     absl::Status status = state.lowering->Lower(plans[r], state.records, &state.step);
     EXPECT_TRUE(status.ok()) << status;
     if (!status.ok()) return;
+    state.step.num_parts = options_.num_parts;
     status = state.forward->Run(state.step, absl::Now() + kPatience, &outputs[r]);
     EXPECT_TRUE(status.ok()) << status;
     for (size_t i = 0; i < outputs[r].samples.size(); ++i) {

@@ -29,6 +29,7 @@ struct RigOptions {
   CpuIsa isa = BestCpuIsa();
   int32_t max_rows = 512;
   BlockCounts blocks = {.full = 160, .window = 160};
+  int32_t num_parts = 1;  // In which each layer's rows are exchanged
 };
 
 class CellRig {

@@ -227,6 +227,14 @@ TEST_F(EqualBitsTest, AnyNumberOfRanks) {
   }
 }
 
+// What an overlapping exchange would do; more parts than some ranks have rows.
+TEST_F(EqualBitsTest, AnyNumberOfPartsOfTheBatch) {
+  for (const int32_t parts : {2, 3}) {
+    const RigOptions options{.num_ranks = 3, .copies = 2, .num_parts = parts};
+    EXPECT_EQ(HashOf(options, Prompts(), {.batch = 5}), Reference()) << parts;
+  }
+}
+
 TEST_F(EqualBitsTest, AnyNumberOfCopies) {
   for (const int32_t copies : {2, 3}) {
     EXPECT_EQ(HashOf({.num_ranks = 3, .copies = copies}, Prompts(), {.batch = 5}), Reference());
