@@ -241,6 +241,15 @@ void Cell::BuildHomes() {
   }
 }
 
+void Cell::OnBootstrap(WorkerId worker, const Bootstrap& message) {
+  if (state_ != EpochState::kConfiguring || message.epoch != epoch_) return;
+  if (worker != layout_.ranks.front()) return;
+  for (size_t rank = 1; rank < layout_.ranks.size(); ++rank) {
+    fleet_->Send(layout_.ranks[rank],
+                 Bootstrap{.term = fleet_->term(), .cell = id_, .epoch = epoch_, .id = message.id});
+  }
+}
+
 void Cell::OnReady(WorkerId worker, const Ready& message) {
   if (state_ != EpochState::kConfiguring || message.epoch != epoch_) return;
   if (!message.status.ok()) {

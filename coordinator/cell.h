@@ -49,6 +49,8 @@ class Cell {
   // Messages of members.
   // Not OK: the worker cannot serve at all.
   absl::Status OnExpertsLoaded(WorkerId worker, const ExpertsLoaded& message);
+  // Rank 0 tells how it can be found: handed to the other ranks of the epoch being built.
+  void OnBootstrap(WorkerId worker, const Bootstrap& message);
   void OnReady(WorkerId worker, const Ready& message);
   void OnStepResult(WorkerId worker, const StepResult& message);
   void OnRefusal(WorkerId worker, const Refusal& message);

@@ -57,6 +57,7 @@ bool Cell::SendStep() {
                           .epoch = epoch_,
                           .step = step.step,
                           .deadline_ms = absl::ToInt64Milliseconds(step.allowed),
+                          .most_rows = step.most_rows,
                           .entries = step.parts[rank].entries,
                           .forget = step.parts[rank].forget});
   }

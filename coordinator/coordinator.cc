@@ -311,6 +311,8 @@ void Coordinator::Impl::On(const WorkerSaid& event) {
     const Enrol enrol = worker->enrol;
     Dismiss(enrol, status);
     Lose(event.worker, "it cannot load its share");
+  } else if (const auto* bootstrap = std::get_if<Bootstrap>(&event.message)) {
+    cell->OnBootstrap(event.worker, *bootstrap);
   } else if (const auto* ready = std::get_if<Ready>(&event.message)) {
     cell->OnReady(event.worker, *ready);
   } else if (const auto* result = std::get_if<StepResult>(&event.message)) {

@@ -32,7 +32,7 @@ struct Enrol {
   NumericsClass numerics;
   std::string host;               // Failure domain
   std::string exchange_endpoint;  // Where ranks reach it: "unix:/path", "tcp:host:port",
-                                  // "shm:/path", "local:n"
+                                  // "shm:/path", "local:n", "nccl:..."
   std::string process;            // "pid 123", for people
   Term highest_term;
   int64_t memory_bytes = 0;  // For weights and K/V together
@@ -120,6 +120,18 @@ struct Ready {
   friend bool operator==(const Ready&, const Ready&) = default;
 };
 
+// Both ways, while an epoch is built: what its ranks need to find each other, made by rank 0
+// (NCCL's unique id). Who has it can join, so the coordinator hands it to the epoch's other ranks
+// and to nobody else.
+struct Bootstrap {
+  Term term;
+  CellId cell;
+  Epoch epoch;
+  std::string id;  // Opaque bytes
+
+  friend bool operator==(const Bootstrap&, const Bootstrap&) = default;
+};
+
 // coordinator -> worker: leave the exchange of this epoch, drop the plans in hand.
 struct Abort {
   Term term;
@@ -204,7 +216,7 @@ struct Refusal {
 };
 
 using ToWorker =
-    std::variant<Welcome, Dismiss, LoadExperts, Configure, Abort, KeepRecord, StepPlan>;
-using FromWorker = std::variant<Enrol, Beat, ExpertsLoaded, Ready, Refusal, StepResult>;
+    std::variant<Welcome, Dismiss, LoadExperts, Configure, Bootstrap, Abort, KeepRecord, StepPlan>;
+using FromWorker = std::variant<Enrol, Beat, ExpertsLoaded, Bootstrap, Ready, Refusal, StepResult>;
 
 }  // namespace shoal

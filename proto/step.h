@@ -50,6 +50,8 @@ struct StepPlan {
   StepId step;
   // Milliseconds that the step's exchanges may take in all.
   int64_t deadline_ms = 0;
+  // No rank has more rows in this step: what travels in messages of fixed size is sized by it.
+  int32_t most_rows = 0;
   std::vector<PlanEntry> entries;  // This rank's; empty: it only serves its experts.
   std::vector<SequenceId> forget;  // Records this rank need not keep any longer.
 

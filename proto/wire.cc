@@ -26,6 +26,13 @@ void Set(const absl::Status& status, pb::Outcome* out) {
   out->set_text(Cut(status.message()));
 }
 
+template <typename Message, typename Proto>
+void SetEpoch(const Message& m, Proto* p) {
+  p->set_term(m.term.value);
+  p->set_cell(m.cell.value);
+  p->set_epoch(m.epoch.value);
+}
+
 void Set(const Welcome& m, pb::ToWorker* out) {
   pb::Welcome* p = out->mutable_welcome();
   p->set_term(m.term.value);
@@ -48,9 +55,7 @@ void Set(const LoadExperts& m, pb::ToWorker* out) {
 
 void Set(const Configure& m, pb::ToWorker* out) {
   pb::Configure* p = out->mutable_configure();
-  p->set_term(m.term.value);
-  p->set_cell(m.cell.value);
-  p->set_epoch(m.epoch.value);
+  SetEpoch(m, p);
   p->set_next_step(m.next_step.value);
   p->set_rank(m.rank.value);
   for (const Member& member : m.members) {
@@ -71,11 +76,15 @@ void Set(const Configure& m, pb::ToWorker* out) {
   p->set_deadline_ms(m.deadline_ms);
 }
 
+template <typename Out>
+void Set(const Bootstrap& m, Out* out) {
+  pb::Bootstrap* p = out->mutable_bootstrap();
+  SetEpoch(m, p);
+  p->set_id(m.id);
+}
+
 void Set(const Abort& m, pb::ToWorker* out) {
-  pb::Abort* p = out->mutable_abort();
-  p->set_term(m.term.value);
-  p->set_cell(m.cell.value);
-  p->set_epoch(m.epoch.value);
+  SetEpoch(m, out->mutable_abort());
 }
 
 void Set(const KeepRecord& m, pb::ToWorker* out) {
@@ -92,11 +101,10 @@ void Set(const KeepRecord& m, pb::ToWorker* out) {
 
 void Set(const StepPlan& m, pb::ToWorker* out) {
   pb::StepPlan* p = out->mutable_step_plan();
-  p->set_term(m.term.value);
-  p->set_cell(m.cell.value);
-  p->set_epoch(m.epoch.value);
+  SetEpoch(m, p);
   p->set_step(m.step.value);
   p->set_deadline_ms(m.deadline_ms);
+  p->set_most_rows(m.most_rows);
   for (const PlanEntry& entry : m.entries) {
     pb::PlanEntry* q = p->add_entries();
     q->set_sequence(entry.sequence.value);
@@ -153,27 +161,21 @@ void Set(const ExpertsLoaded& m, pb::FromWorker* out) {
 
 void Set(const Ready& m, pb::FromWorker* out) {
   pb::Ready* p = out->mutable_ready();
-  p->set_term(m.term.value);
-  p->set_cell(m.cell.value);
-  p->set_epoch(m.epoch.value);
+  SetEpoch(m, p);
   Set(m.status, p->mutable_outcome());
   SetIds(m.suspects, p->mutable_suspects());
 }
 
 void Set(const Refusal& m, pb::FromWorker* out) {
   pb::Refusal* p = out->mutable_refusal();
-  p->set_term(m.term.value);
-  p->set_cell(m.cell.value);
-  p->set_epoch(m.epoch.value);
+  SetEpoch(m, p);
   p->set_step(m.step.value);
   Set(m.reason, p->mutable_reason());
 }
 
 void Set(const StepResult& m, pb::FromWorker* out) {
   pb::StepResult* p = out->mutable_step_result();
-  p->set_term(m.term.value);
-  p->set_cell(m.cell.value);
-  p->set_epoch(m.epoch.value);
+  SetEpoch(m, p);
   p->set_step(m.step.value);
   Set(m.status, p->mutable_outcome());
   SetIds(m.suspects, p->mutable_suspects());
@@ -212,6 +214,19 @@ void AddLogits(StepId step, const LogitRows& rows, std::vector<pb::FromWorker>* 
 }
 
 // ---- Protobuf -> values ----------------------------------------------------------------------
+
+template <typename T>
+absl::Status GetCount(absl::string_view field, T value, T* out) {
+  *out = value;
+  return CheckCount(field, value);
+}
+
+template <typename Proto, typename Message>
+void GetEpoch(const Proto& p, Message* m) {
+  m->term = {p.term()};
+  m->cell = {p.cell()};
+  m->epoch = {p.epoch()};
+}
 
 absl::Status Get(absl::string_view field, const pb::Outcome& p, absl::Status* out) {
   if (p.code() < 0 || p.code() > static_cast<int>(absl::StatusCode::kUnauthenticated)) {
@@ -270,9 +285,7 @@ absl::Status GetPlacement(const pb::Configure& p, std::vector<std::vector<Rank>>
 
 absl::StatusOr<ToWorker> Get(const pb::Configure& p) {
   Configure m;
-  m.term = {p.term()};
-  m.cell = {p.cell()};
-  m.epoch = {p.epoch()};
+  GetEpoch(p, &m);
   m.next_step = {p.next_step()};
   m.rank = {p.rank()};
   if (p.rank() < 0 || p.rank() >= p.members_size()) {
@@ -285,14 +298,19 @@ absl::StatusOr<ToWorker> Get(const pb::Configure& p) {
   std::copy(p.key().begin(), p.key().end(), m.key.begin());
   m.placement_version = p.placement_version();
   RETURN_IF_ERROR(GetPlacement(p, &m.placement));
-  m.max_rows = p.max_rows();
-  RETURN_IF_ERROR(CheckCount("configure.max_rows", m.max_rows));
-  m.num_full_blocks = p.num_full_blocks();
-  RETURN_IF_ERROR(CheckCount("configure.num_full_blocks", m.num_full_blocks));
-  m.num_window_blocks = p.num_window_blocks();
-  RETURN_IF_ERROR(CheckCount("configure.num_window_blocks", m.num_window_blocks));
-  m.deadline_ms = p.deadline_ms();
-  RETURN_IF_ERROR(CheckCount("configure.deadline_ms", m.deadline_ms));
+  RETURN_IF_ERROR(GetCount("configure.max_rows", p.max_rows(), &m.max_rows));
+  RETURN_IF_ERROR(GetCount("configure.num_full_blocks", p.num_full_blocks(), &m.num_full_blocks));
+  RETURN_IF_ERROR(
+      GetCount("configure.num_window_blocks", p.num_window_blocks(), &m.num_window_blocks));
+  RETURN_IF_ERROR(GetCount("configure.deadline_ms", p.deadline_ms(), &m.deadline_ms));
+  return m;
+}
+
+absl::StatusOr<Bootstrap> Get(const pb::Bootstrap& p) {
+  Bootstrap m{.id = p.id()};
+  GetEpoch(p, &m);
+  RETURN_IF_ERROR(CheckText("bootstrap.id", m.id));
+  if (m.id.empty()) return Refused("bootstrap.id.size", 0, "at least 1");
   return m;
 }
 
@@ -304,12 +322,10 @@ absl::StatusOr<ToWorker> Get(const pb::KeepRecord& p) {
   KeepRecord m;
   m.term = {p.term()};
   m.sequence = {p.sequence()};
-  m.index = p.index();
-  RETURN_IF_ERROR(CheckCount("keep_record.index", m.index));
+  RETURN_IF_ERROR(GetCount("keep_record.index", p.index(), &m.index));
   RETURN_IF_ERROR(GetIds("keep_record.tokens", p.tokens(), 0, &m.tokens));
   if (m.index > 0) return m;
-  m.prompt_length = p.prompt_length();
-  RETURN_IF_ERROR(CheckCount("keep_record.prompt_length", m.prompt_length));
+  RETURN_IF_ERROR(GetCount("keep_record.prompt_length", p.prompt_length(), &m.prompt_length));
   RETURN_IF_ERROR(GetSampling(p.sampling(), &m.sampling));
   m.envelope = p.envelope();
   return m;
@@ -336,8 +352,7 @@ absl::StatusOr<PlanEntry> Get(const pb::PlanEntry& p) {
   RETURN_IF_ERROR(CheckSpan("step_plan.entries", p.first_position(), p.num_positions()));
   entry.first_position = p.first_position();
   entry.num_positions = p.num_positions();
-  entry.first_block = p.first_block();
-  RETURN_IF_ERROR(CheckCount("step_plan.entries.first_block", entry.first_block));
+  RETURN_IF_ERROR(GetCount("step_plan.entries.first_block", p.first_block(), &entry.first_block));
   RETURN_IF_ERROR(GetIds("step_plan.entries.full_blocks", p.full_blocks(), 0, &entry.full_blocks));
   RETURN_IF_ERROR(GetIds(
       "step_plan.entries.window_blocks", p.window_blocks(), kNoBlock.value, &entry.window_blocks));
@@ -354,12 +369,10 @@ absl::StatusOr<PlanEntry> Get(const pb::PlanEntry& p) {
 
 absl::StatusOr<ToWorker> Get(const pb::StepPlan& p) {
   StepPlan m;
-  m.term = {p.term()};
-  m.cell = {p.cell()};
-  m.epoch = {p.epoch()};
+  GetEpoch(p, &m);
   m.step = {p.step()};
-  m.deadline_ms = p.deadline_ms();
-  RETURN_IF_ERROR(CheckCount("step_plan.deadline_ms", m.deadline_ms));
+  RETURN_IF_ERROR(GetCount("step_plan.deadline_ms", p.deadline_ms(), &m.deadline_ms));
+  RETURN_IF_ERROR(GetCount("step_plan.most_rows", p.most_rows(), &m.most_rows));
   m.entries.reserve(static_cast<size_t>(p.entries_size()));
   for (const pb::PlanEntry& entry : p.entries()) {
     ASSIGN_OR_RETURN(m.entries.emplace_back(), Get(entry));
@@ -378,40 +391,33 @@ absl::StatusOr<FromWorker> Get(const pb::Enrol& p) {
     RETURN_IF_ERROR(CheckText("enrol", *text));
   }
   if (p.incarnation() == 0) return Refused("enrol.incarnation", 0, "random and not zero");
-  RETURN_IF_ERROR(CheckCount("enrol.memory_bytes", p.memory_bytes()));
-  RETURN_IF_ERROR(CheckCount("enrol.dense_bytes", p.dense_bytes()));
-  RETURN_IF_ERROR(CheckCount("enrol.expert_bytes", p.expert_bytes()));
-  RETURN_IF_ERROR(CheckCount("enrol.num_experts", p.num_experts()));
-  RETURN_IF_ERROR(CheckCount("enrol.num_layers", p.num_layers()));
-  return Enrol{.worker = {p.worker()},
-               .incarnation = {p.incarnation()},
-               .numerics = {.version = p.numerics().version(),
-                            .checkpoint_digest = p.numerics().checkpoint_digest(),
-                            .backend = p.numerics().backend(),
-                            .numerics_version = p.numerics().numerics_version()},
-               .host = p.host(),
-               .exchange_endpoint = p.exchange_endpoint(),
-               .process = p.process(),
-               .highest_term = {p.highest_term()},
-               .memory_bytes = p.memory_bytes(),
-               .dense_bytes = p.dense_bytes(),
-               .expert_bytes = p.expert_bytes(),
-               .num_experts = p.num_experts(),
-               .num_layers = p.num_layers()};
+  Enrol m{.worker = {p.worker()},
+          .incarnation = {p.incarnation()},
+          .numerics = {.version = p.numerics().version(),
+                       .checkpoint_digest = p.numerics().checkpoint_digest(),
+                       .backend = p.numerics().backend(),
+                       .numerics_version = p.numerics().numerics_version()},
+          .host = p.host(),
+          .exchange_endpoint = p.exchange_endpoint(),
+          .process = p.process(),
+          .highest_term = {p.highest_term()}};
+  RETURN_IF_ERROR(GetCount("enrol.memory_bytes", p.memory_bytes(), &m.memory_bytes));
+  RETURN_IF_ERROR(GetCount("enrol.dense_bytes", p.dense_bytes(), &m.dense_bytes));
+  RETURN_IF_ERROR(GetCount("enrol.expert_bytes", p.expert_bytes(), &m.expert_bytes));
+  RETURN_IF_ERROR(GetCount("enrol.num_experts", p.num_experts(), &m.num_experts));
+  RETURN_IF_ERROR(GetCount("enrol.num_layers", p.num_layers(), &m.num_layers));
+  return m;
 }
 
 absl::StatusOr<FromWorker> Get(const pb::Beat& p) {
   RETURN_IF_ERROR(CheckText("beat.phase", p.phase()));
-  RETURN_IF_ERROR(CheckCount("beat.load_done_bytes", p.load_done_bytes()));
-  RETURN_IF_ERROR(CheckCount("beat.load_total_bytes", p.load_total_bytes()));
-  RETURN_IF_ERROR(CheckCount("beat.kv_full_blocks_used", p.kv_full_blocks_used()));
-  RETURN_IF_ERROR(CheckCount("beat.resident_bytes", p.resident_bytes()));
-  return Beat{.highest_term = {p.highest_term()},
-              .phase = p.phase(),
-              .load_done_bytes = p.load_done_bytes(),
-              .load_total_bytes = p.load_total_bytes(),
-              .kv_full_blocks_used = p.kv_full_blocks_used(),
-              .resident_bytes = p.resident_bytes()};
+  Beat m{.highest_term = {p.highest_term()}, .phase = p.phase()};
+  RETURN_IF_ERROR(GetCount("beat.load_done_bytes", p.load_done_bytes(), &m.load_done_bytes));
+  RETURN_IF_ERROR(GetCount("beat.load_total_bytes", p.load_total_bytes(), &m.load_total_bytes));
+  RETURN_IF_ERROR(
+      GetCount("beat.kv_full_blocks_used", p.kv_full_blocks_used(), &m.kv_full_blocks_used));
+  RETURN_IF_ERROR(GetCount("beat.resident_bytes", p.resident_bytes(), &m.resident_bytes));
+  return m;
 }
 
 absl::StatusOr<FromWorker> Get(const pb::ExpertsLoaded& p) {
@@ -419,18 +425,16 @@ absl::StatusOr<FromWorker> Get(const pb::ExpertsLoaded& p) {
   m.cell = {p.cell()};
   m.placement_version = p.placement_version();
   RETURN_IF_ERROR(Get("experts_loaded.outcome", p.outcome(), &m.status));
-  m.num_full_blocks = p.num_full_blocks();
-  RETURN_IF_ERROR(CheckCount("experts_loaded.num_full_blocks", m.num_full_blocks));
-  m.num_window_blocks = p.num_window_blocks();
-  RETURN_IF_ERROR(CheckCount("experts_loaded.num_window_blocks", m.num_window_blocks));
+  RETURN_IF_ERROR(
+      GetCount("experts_loaded.num_full_blocks", p.num_full_blocks(), &m.num_full_blocks));
+  RETURN_IF_ERROR(
+      GetCount("experts_loaded.num_window_blocks", p.num_window_blocks(), &m.num_window_blocks));
   return m;
 }
 
 absl::StatusOr<FromWorker> Get(const pb::Ready& p) {
   Ready m;
-  m.term = {p.term()};
-  m.cell = {p.cell()};
-  m.epoch = {p.epoch()};
+  GetEpoch(p, &m);
   RETURN_IF_ERROR(Get("ready.outcome", p.outcome(), &m.status));
   RETURN_IF_ERROR(GetIds("ready.suspects", p.suspects(), 0, &m.suspects));
   return m;
@@ -438,9 +442,7 @@ absl::StatusOr<FromWorker> Get(const pb::Ready& p) {
 
 absl::StatusOr<FromWorker> Get(const pb::Refusal& p) {
   Refusal m;
-  m.term = {p.term()};
-  m.cell = {p.cell()};
-  m.epoch = {p.epoch()};
+  GetEpoch(p, &m);
   m.step = {p.step()};
   RETURN_IF_ERROR(Get("refusal.reason", p.reason(), &m.reason));
   if (m.reason.ok()) return Refused("refusal.reason", "OK", "an error");
@@ -450,8 +452,7 @@ absl::StatusOr<FromWorker> Get(const pb::Refusal& p) {
 absl::StatusOr<SampledToken> Get(const pb::SampledToken& p) {
   SampledToken sampled;
   sampled.sequence = {p.sequence()};
-  sampled.position = p.position();
-  RETURN_IF_ERROR(CheckCount("step_result.tokens.position", sampled.position));
+  RETURN_IF_ERROR(GetCount("step_result.tokens.position", p.position(), &sampled.position));
   sampled.token = {p.token()};
   if (p.token() < -1) return Refused("step_result.tokens.token", p.token(), "at least -1");
   sampled.logprob = p.logprob();
@@ -480,6 +481,8 @@ absl::StatusOr<ToWorker> FromProto(const pb::ToWorker& message) {
       return Get(message.load_experts());
     case pb::ToWorker::kConfigure:
       return Get(message.configure());
+    case pb::ToWorker::kBootstrap:
+      return Get(message.bootstrap());
     case pb::ToWorker::kAbort:
       return Get(message.abort());
     case pb::ToWorker::kKeepRecord:
@@ -510,6 +513,8 @@ absl::StatusOr<std::optional<FromWorker>> FromWorkerReader::Read(const pb::FromW
       return Get(message.beat());
     case pb::FromWorker::kExpertsLoaded:
       return Get(message.experts_loaded());
+    case pb::FromWorker::kBootstrap:
+      return Get(message.bootstrap());
     case pb::FromWorker::kReady:
       return Get(message.ready());
     case pb::FromWorker::kRefusal:
@@ -563,9 +568,7 @@ absl::Status FromWorkerReader::Hold(const pb::LogitRows& p) {
 
 absl::StatusOr<StepResult> FromWorkerReader::Complete(const pb::StepResult& p) {
   StepResult m;
-  m.term = {p.term()};
-  m.cell = {p.cell()};
-  m.epoch = {p.epoch()};
+  GetEpoch(p, &m);
   m.step = {p.step()};
   RETURN_IF_ERROR(Get("step_result.outcome", p.outcome(), &m.status));
   RETURN_IF_ERROR(GetIds("step_result.suspects", p.suspects(), 0, &m.suspects));
@@ -573,10 +576,8 @@ absl::StatusOr<StepResult> FromWorkerReader::Complete(const pb::StepResult& p) {
   for (const pb::SampledToken& sampled : p.tokens()) {
     ASSIGN_OR_RETURN(m.tokens.emplace_back(), Get(sampled));
   }
-  m.compute_us = p.compute_us();
-  RETURN_IF_ERROR(CheckCount("step_result.compute_us", m.compute_us));
-  m.wait_us = p.wait_us();
-  RETURN_IF_ERROR(CheckCount("step_result.wait_us", m.wait_us));
+  RETURN_IF_ERROR(GetCount("step_result.compute_us", p.compute_us(), &m.compute_us));
+  RETURN_IF_ERROR(GetCount("step_result.wait_us", p.wait_us(), &m.wait_us));
   if (!held_.empty() && held_step_ != m.step) {
     return Refused("step_result.step", p.step(), absl::StrCat(held_step_.value, " of its logits"));
   }

@@ -79,6 +79,10 @@ Worker::Worker(WorkerOptions options, WorkerParts parts)
       rope_(&backend_),
       kv_cache_(config_, &backend_),
       seen_term_(options_.highest_term) {
+  exchanges_.SetPublisher([this](Bootstrap bootstrap) {  // Called by Create, on the step thread
+    bootstrap.term = fence_.term();
+    send_(std::move(bootstrap));
+  });
   Publish("enrolled");
   holdings_ = std::make_unique<Holdings>(std::move(parts.experts));
   thread_ = std::thread([this] { Run(); });
@@ -95,9 +99,19 @@ Worker::~Worker() {
 }
 
 bool Worker::Deliver(ToWorker message, absl::Time deadline) {
+  if (const auto* bootstrap = std::get_if<Bootstrap>(&message)) PassOn(*bootstrap);
   if (const auto* abort = std::get_if<Abort>(&message)) EndEpochs(*abort);
   if (const auto* configure = std::get_if<Configure>(&message)) EndEpochs(*configure);
   return queue_.Push(std::move(message), deadline);
+}
+
+// The step thread, in Create, is who waits for it.
+void Worker::PassOn(const Bootstrap& message) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (message.term < seen_term_) return;
+  }
+  exchanges_.Deliver(message);
 }
 
 // Only what the fence will obey may end an epoch early; these two are its rules.
@@ -264,6 +278,11 @@ void Worker::Handle(const KeepRecord& message) {
   if (!status.ok()) Refuse(status);
 }
 
+// Its epoch's exchange had it on delivery; what is left is to judge the term.
+void Worker::Handle(const Bootstrap& message) {
+  if (fence_.Judge(message.term) == Fence::Verdict::kRefuse) Refuse(fence_.refusal());
+}
+
 void Worker::Handle(const Abort& message) {
   if (fence_.Judge(message) == Fence::Verdict::kObey) return LeaveEpoch();
   // An epoch that is over already, by a failed step say, needs no second end.
@@ -398,7 +417,14 @@ absl::Status Worker::RunStep(const StepPlan& plan, absl::Time deadline, StepResu
     records_.Forget(sequence);
     lowering_.Forget(sequence);
   }
+  if (plan.most_rows > activations_->sizes().max_rows) {
+    return absl::InvalidArgumentError(absl::StrCat("a step of ",
+                                                   plan.most_rows,
+                                                   " rows in an epoch of at most ",
+                                                   activations_->sizes().max_rows));
+  }
   RETURN_IF_ERROR(lowering_.Lower(plan, records_, &step_));
+  step_.num_parts = epoch_->exchange->BeginStep(plan.most_rows);
   try {
     RETURN_IF_ERROR(epoch_->forward->Run(step_, deadline, &output_));
   } catch (const DeviceFault& fault) {

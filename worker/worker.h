@@ -4,7 +4,7 @@
 // Three kinds of threads. The step thread owns everything that a step touches and handles one
 // message after the other. Holdings has the loading thread. Links only deliver: their messages go
 // into a bounded queue, save that Abort and Configure also end, at once, the exchange in which the
-// step thread may be waiting.
+// step thread may be waiting, and that Bootstrap goes to the exchange for which it waits.
 // Next: worker/forward.cc
 #pragma once
 
@@ -103,6 +103,7 @@ class Worker {
   void Handle(const Dismiss& message);
   void Handle(LoadExperts& message);
   void Handle(const Configure& message);
+  void Handle(const Bootstrap& message);
   void Handle(const Abort& message);
   void Handle(const KeepRecord& message);
   void Handle(const StepPlan& plan);
@@ -119,6 +120,7 @@ class Worker {
   absl::Status KeepSamples(const StepOutput& output, StepResult* result);
 
   BlockCounts ChooseBlocks();
+  void PassOn(const Bootstrap& message);
   void EndEpochs(const Abort& message);
   void EndEpochs(const Configure& message);
   void Interrupt() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

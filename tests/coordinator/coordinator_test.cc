@@ -138,6 +138,11 @@ TEST(CoordinatorTest, AnyEventInAnyStateEndsInOrder) {
                            .status = absl::UnavailableError("x"),
                            .suspects = {Rank{1}}});
        }},
+      {"bootstrap of another epoch",
+       [](FleetRig* f, StreamId) {
+         if (!f->workers.contains(WorkerId{0})) return;
+         f->Say(0, Bootstrap{.epoch = Epoch{77}, .id = "x"});
+       }},
       {"failed ready",
        [](FleetRig* f, StreamId) {
          if (!f->workers.contains(WorkerId{0})) return;
@@ -332,6 +337,40 @@ TEST(CoordinatorTest, BothDepthsAndForcedPreemptionGiveTheSameText) {
       }
     }
   }
+}
+
+// Who knows the id can join the epoch's exchange: rank 0's goes to the other ranks, once, while the
+// epoch is built, and nobody else's goes anywhere.
+TEST(CoordinatorTest, OnlyTheOtherRanksOfTheEpochGetItsBootstrap) {
+  CoordinatorOptions options = MakeOptions(3);
+  FleetRig fleet(options);
+  for (const uint32_t id : {0u, 1u, 2u}) fleet.Enrol(id);
+  while (fleet.CellState() == "loading") fleet.PumpOne();
+  ASSERT_EQ(fleet.CellState(), "configuring");
+  const Epoch epoch = fleet.Status().cells.front().epoch;
+  const auto bootstraps = [&](uint32_t id) {
+    std::vector<std::string> ids;
+    for (const ToWorker& message : fleet.workers.at(WorkerId{id}).inbox) {
+      if (const auto* bootstrap = std::get_if<Bootstrap>(&message)) {
+        EXPECT_EQ(bootstrap->epoch, epoch);
+        EXPECT_EQ(bootstrap->term, fleet.Status().term);
+        ids.push_back(bootstrap->id);
+      }
+    }
+    return ids;
+  };
+
+  fleet.Say(1, Bootstrap{.epoch = epoch, .id = "of a rank that is not asked"});
+  fleet.Say(0, Bootstrap{.epoch = Epoch{epoch.value - 1}, .id = "of an epoch that is over"});
+  fleet.Say(0, Bootstrap{.epoch = epoch, .id = "right"});
+
+  EXPECT_THAT(bootstraps(0), ElementsAre());
+  EXPECT_THAT(bootstraps(1), ElementsAre("right"));
+  EXPECT_THAT(bootstraps(2), ElementsAre("right"));
+  fleet.Pump();
+  ASSERT_EQ(fleet.CellState(), "running");
+  fleet.Say(0, Bootstrap{.epoch = epoch, .id = "late"});
+  EXPECT_THAT(bootstraps(1), ElementsAre());
 }
 
 }  // namespace

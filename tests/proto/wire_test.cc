@@ -204,6 +204,10 @@ TEST(WireTest, EveryMessageFromAWorkerComesBackEqual) {
   EXPECT_EQ(std::get<ExpertsLoaded>(loaded).num_window_blocks, 8);
   ExpectRoundTrip(Ready{
       .term = {1}, .cell = {2}, .epoch = {3}, .status = absl::OkStatus(), .suspects = {Rank{1}}});
+  const Bootstrap bootstrap{
+      .term = {1}, .cell = {2}, .epoch = {3}, .id = std::string("\0\xff id", 5)};
+  EXPECT_EQ(std::get<Bootstrap>(RoundTrip(FromWorker(bootstrap))), bootstrap);
+  EXPECT_EQ(std::get<Bootstrap>(RoundTrip(ToWorker(bootstrap))), bootstrap);
   ExpectRoundTrip(Refusal{.term = {1},
                           .cell = {2},
                           .epoch = {3},

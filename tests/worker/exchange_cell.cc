@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 
 #include "base/prng.h"
 #include "base/status_macros.h"
@@ -61,6 +64,25 @@ absl::Status CheckArrivals(const CellShape& shape,
     return absl::DataLossError("the number of arrivals differs");
   }
   return absl::OkStatus();
+}
+
+// Rows of failed steps: a device may go on with them until the exchange is destroyed, and who
+// destroys it is not known here.
+class Morgue {
+ public:
+  void Keep(std::vector<uint16_t> rows) {
+    absl::MutexLock lock(&mutex_);
+    rows_.push_back(std::move(rows));
+  }
+
+ private:
+  absl::Mutex mutex_;
+  std::vector<std::vector<uint16_t>> rows_ ABSL_GUARDED_BY(mutex_);
+};
+
+Morgue& TheMorgue() {
+  static auto* const morgue = new Morgue;
+  return *morgue;
 }
 
 }  // namespace
@@ -122,13 +144,18 @@ absl::Status RunStep(const CellShape& shape,
   for (const int32_t row : route.send_rows) {
     for (int32_t c = 0; c < shape.hidden; ++c) outgoing.push_back(Element(traffic, me, row, c));
   }
-  ASSIGN_OR_RETURN(const Arrivals arrivals,
-                   exchange->Dispatch(route,
-                                      MakeTensor(outgoing.data(),
-                                                 DType::kBf16,
-                                                 static_cast<int64_t>(route.send_rows.size()),
-                                                 shape.hidden),
-                                      deadline));
+  absl::StatusOr<Arrivals> dispatched =
+      exchange->Dispatch(route,
+                         MakeTensor(outgoing.data(),
+                                    DType::kBf16,
+                                    static_cast<int64_t>(route.send_rows.size()),
+                                    shape.hidden),
+                         deadline);
+  if (!dispatched.ok()) {
+    TheMorgue().Keep(std::move(outgoing));
+    return dispatched.status();
+  }
+  const Arrivals& arrivals = *dispatched;
   RETURN_IF_ERROR(CheckArrivals(shape, traffic, me, arrivals));
 
   // The experts held here, in local order, each over its group of pairs.
@@ -149,12 +176,17 @@ absl::Status RunStep(const CellShape& shape,
 
   const std::vector<int32_t>& ids = traffic.expert_ids[me];
   std::vector<uint16_t> returned(ids.size() * hidden, 0xdead);
-  RETURN_IF_ERROR(exchange->Combine(
+  const absl::Status combined = exchange->Combine(
       route,
       arrivals,
       MakeTensor(expert_out.data(), DType::kBf16, static_cast<int64_t>(num_pairs), shape.hidden),
       MakeTensor(returned.data(), DType::kBf16, static_cast<int64_t>(ids.size()), shape.hidden),
-      deadline));
+      deadline);
+  if (!combined.ok()) {
+    TheMorgue().Keep(std::move(expert_out));
+    TheMorgue().Keep(std::move(returned));
+    return combined;
+  }
   for (size_t i = 0; i < ids.size(); ++i) {
     const auto row = static_cast<int32_t>(i) / shape.k;
     for (int32_t c = 0; c < shape.hidden; ++c) {

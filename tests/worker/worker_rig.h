@@ -2,6 +2,7 @@
 // that are a script.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -38,6 +39,9 @@ struct Script {
   int num_alive = 0;
   bool create_aborted = false;
   std::vector<Epoch> epochs;
+  std::vector<Bootstrap> bootstraps;       // Delivered
+  std::function<void(Bootstrap)> publish;  // As the worker set it
+  std::string publishes;                   // Create says this to the other ranks, if not empty
 
   void AwaitBlocked() {
     absl::MutexLock lock(&mutex);
@@ -115,6 +119,10 @@ class ScriptedFactory final : public ExchangeFactory {
       EXPECT_EQ(script_.num_alive, 0) << "the exchange before is still there";
       ++script_.num_created;
       script_.epochs.push_back(membership.epoch);
+      if (!script_.publishes.empty()) {
+        script_.publish(
+            {.cell = membership.cell, .epoch = membership.epoch, .id = script_.publishes});
+      }
       if (script_.create_blocks) {
         ++script_.num_blocked;
         const auto aborted = [this] { return script_.create_aborted; };
@@ -132,6 +140,16 @@ class ScriptedFactory final : public ExchangeFactory {
   void AbortCreate() override {
     absl::MutexLock lock(&script_.mutex);
     script_.create_aborted = true;
+  }
+
+  void SetPublisher(std::function<void(Bootstrap)> publish) override {
+    absl::MutexLock lock(&script_.mutex);
+    script_.publish = std::move(publish);
+  }
+
+  void Deliver(const Bootstrap& bootstrap) override {
+    absl::MutexLock lock(&script_.mutex);
+    script_.bootstraps.push_back(bootstrap);
   }
 
  private:

@@ -299,6 +299,32 @@ TEST_F(WorkerTest, AbortReachesTheMakingOfAnExchange) {
   EXPECT_EQ(Hear<Ready>().status.code(), absl::StatusCode::kAborted);
 }
 
+TEST_F(WorkerTest, ABootstrapReachesTheExchangeThatWaitsForIt) {
+  Load(0, 8);
+  script_.create_blocks = true;
+  Tell(MakeConfigure(1, 2, 8, 1));
+  script_.AwaitBlocked();  // The step thread handles no message now
+  Tell(Bootstrap{.term = term_, .cell = kCell, .epoch = Epoch{1}, .id = "right"});
+  Tell(Bootstrap{.term = Term{3}, .cell = kCell, .epoch = Epoch{1}, .id = "of an old leader"});
+  {
+    absl::MutexLock lock(&script_.mutex);
+    ASSERT_EQ(script_.bootstraps.size(), 1u);
+    EXPECT_EQ(script_.bootstraps[0].id, "right");
+  }
+  Tell(Abort{.term = term_, .cell = kCell, .epoch = Epoch{1}});
+  EXPECT_EQ(Hear<Ready>().status.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(Hear<Refusal>().reason.code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(WorkerTest, WhatRankZeroMakesForTheOthersGoesToTheCoordinator) {
+  Load(0, 8);
+  script_.publishes = "unique id";
+  Tell(MakeConfigure(1, 2, 8, 1));
+  const Bootstrap wanted{.term = term_, .cell = kCell, .epoch = Epoch{1}, .id = "unique id"};
+  EXPECT_EQ(Hear<Bootstrap>(), wanted);
+  EXPECT_TRUE(Hear<Ready>().status.ok());
+}
+
 TEST_F(WorkerTest, AnEpochThatEndedBeforeItBeganIsNotBuilt) {
   script_.dispatch_blocks = true;
   EnterTogether();

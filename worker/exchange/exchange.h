@@ -11,10 +11,14 @@
 //   kAborted           Abort() was called here
 //   kFailedPrecondition  a peer is at another epoch, or operations came in another order
 //
+// What is passed to an operation that fails may be read and written until the exchange is
+// destroyed: a device goes on with what it has begun, and the error is worth more at once.
+//
 // Threads: one thread calls Dispatch and Combine; Abort() and Health() may come from any thread.
 // Next: worker/exchange/route.h
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -52,6 +56,11 @@ class Exchange {
  public:
   virtual ~Exchange() = default;
 
+  // Collective: the argument and the order. A step begins in which no rank has more than
+  // `most_rows` rows: what is of fixed size may be small. Returns in how many parts each layer's
+  // rows are to be exchanged. Without it, the step has ExchangeLimits::max_rows and one part.
+  virtual int32_t BeginStep(int32_t /*most_rows*/) { return 1; }
+
   // Collective: operation order. Sends outgoing rows (bf16 [route.send_rows.size(), hidden],
   // already picked in route order) to their ranks. Returns what arrived here from all ranks, this
   // one included, by source rank rising. The view is valid until the next Dispatch.
@@ -81,6 +90,17 @@ class Exchange {
   virtual absl::Duration TakeWaitTime() = 0;
 };
 
+// How long the parts of the last Create took, for operators.
+struct ExchangeTimings {
+  Epoch epoch;             // Zero: none yet
+  absl::Duration leave;    // Getting rid of the exchange before it
+  absl::Duration find;     // Until this rank knew where to meet (NCCL's unique id)
+  absl::Duration connect;  // Until all ranks had met
+  absl::Duration talk;     // Until each had heard from each
+
+  friend bool operator==(const ExchangeTimings&, const ExchangeTimings&) = default;
+};
+
 // Makes exchanges for successive epochs over one kind of transport. Owns what outlives an epoch
 // (the listener). Threads: one thread calls Create.
 class ExchangeFactory {
@@ -98,6 +118,17 @@ class ExchangeFactory {
 
   // Thread-safe: makes a Create in progress return kAborted soon.
   virtual void AbortCreate() = 0;
+
+  // For exchanges whose ranks find each other by something that one of them makes for the epoch
+  // (NCCL's unique id): Create of rank 0 calls `publish`, and the other ranks' Create waits for the
+  // Deliver that follows from it. The term is not set. REQUIRES: set before the first Create.
+  virtual void SetPublisher(std::function<void(Bootstrap)> /*publish*/) {}
+
+  // Thread-safe; may come before the Create of its epoch.
+  virtual void Deliver(const Bootstrap& /*bootstrap*/) {}
+
+  // Thread-safe. Of the last Create that succeeded; empty where nobody measures.
+  virtual ExchangeTimings timings() const { return {}; }
 };
 
 }  // namespace shoal
