@@ -107,7 +107,7 @@ void AddClusterOptions(CLI::App& app, ClusterOptions* options, bool model_is_req
   app.add_option("--exchange",
                  options->exchange,
                  "how workers exchange rows; local: threads of one process")
-      ->check(CLI::IsMember({"local", "unix", "tcp", "shm"}))
+      ->check(CLI::IsMember({"local", "unix", "tcp", "shm", "nccl"}))
       ->capture_default_str()
       ->group(group);
   app.add_option("--backend",

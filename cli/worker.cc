@@ -32,7 +32,7 @@ int RunWorkerCommand(int argc, char** argv) {
   CLI::App app(
       "One worker: dials the coordinator, loads the experts it is told to hold, and computes. Ends "
       "on SIGTERM, or with "
-      "exit code 4 if a coordinator will not have it.",
+      "exit code 4 if a coordinator will not have it, or 7 if NCCL or the device hangs.",
       "shoal worker");
   WorkerCommandOptions options;
   WorkerProcessOptions& worker = options.worker;
@@ -47,8 +47,9 @@ int RunWorkerCommand(int argc, char** argv) {
   app.add_option("--load-format", options.cluster.load_format, "auto, stored or dummy; see serve")
       ->check(CLI::IsMember({"auto", "stored", "dummy"}))
       ->capture_default_str();
-  app.add_option(
-         "--exchange", worker.exchange, "tcp:HOST:PORT (port 0: any), unix:[/path] or shm:[/path]")
+  app.add_option("--exchange",
+                 worker.exchange,
+                 "tcp:HOST:PORT (port 0: any), unix:[/path], shm:[/path] or nccl:[LIBRARY]")
       ->capture_default_str();
   app.add_option("--host", worker.host, "failure domain; default: this host's name");
   app.add_option("--backend", worker.backend, "cpu, cuda (the first GPU) or cuda:INDEX")

@@ -34,6 +34,8 @@ namespace {
 
 constexpr int kVocabulary = 128;
 constexpr absl::Duration kPatience = absl::Seconds(60);
+constexpr char kLibrary[] = "SHOAL_NCCL_LIBRARY";
+constexpr char kFakeNccl[] = SHOAL_BINARY_DIR "/tests/worker/fake_nccl/libfake_nccl.so";
 
 uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
   uint64_t value = otherwise;
@@ -87,12 +89,15 @@ Stream RunStream(const Client& client,
   return stream;
 }
 
-std::unique_ptr<LocalFleet> StartFleet(int workers, int64_t kv_tokens) {
+std::unique_ptr<LocalFleet> StartFleet(int workers,
+                                       int64_t kv_tokens,
+                                       const std::string& exchange = "shm") {
   LocalFleetOptions options{
       .with_tokenizer = false, .program = SHOAL_BINARY_DIR "/cli/shoal", .is_quiet = true};
   options.cluster.model = "tiny";
   options.cluster.load_format = "dummy";
   options.cluster.workers = workers;
+  options.cluster.exchange = exchange;
   options.cluster.kv_tokens = kv_tokens;
   options.cluster.max_rows = 256;
   options.cluster.chunk = 128;
@@ -126,12 +131,11 @@ class FleetTest : public testing::Test {
   static void SetUpTestSuite() { BlockTerminationSignals(); }
 };
 
-TEST_F(FleetTest, KilledWorkersChangeNoToken) {
+void ExpectKillsChangeNoToken(const std::string& exchange, uint64_t kills) {
   constexpr int kStreams = 32;
   constexpr int kTokens = 40;
   const uint64_t seed = FromEnvironment("SHOAL_SEED", 1);
-  const uint64_t kills = FromEnvironment("SHOAL_KILLS", 12);
-  const std::unique_ptr<LocalFleet> fleet = StartFleet(4, 16384);
+  const std::unique_ptr<LocalFleet> fleet = StartFleet(4, 16384, exchange);
   ASSERT_NE(fleet, nullptr);
   const Client client(fleet->address());
   std::vector<v1::GenerateRequest> requests;
@@ -184,6 +188,45 @@ TEST_F(FleetTest, KilledWorkersChangeNoToken) {
   const auto is_empty = [](const FleetStatus& status) { return UsedBlocks(status) == 0; };
   EXPECT_TRUE(AwaitStatus(fleet.get(), is_empty, absl::Now() + kPatience))
       << UsedBlocks(fleet->Status());
+}
+
+TEST_F(FleetTest, KilledWorkersChangeNoToken) {
+  ExpectKillsChangeNoToken("shm", FromEnvironment("SHOAL_KILLS", 12));
+}
+
+// The same over NCCL's exchange, with a NCCL for host memory: unique ids by way of the coordinator,
+// communicators aborted and made anew.
+TEST_F(FleetTest, KilledWorkersOfANcclFleetChangeNoToken) {
+  setenv(kLibrary, kFakeNccl, 1);
+  ExpectKillsChangeNoToken("nccl", FromEnvironment("SHOAL_KILLS", 4));
+  unsetenv(kLibrary);
+}
+
+// A survivor whose ncclCommAbort hangs ends itself, and is one more lost worker.
+TEST_F(FleetTest, WorkersThatHangInAnAbortEndAndTheStreamGoesOn) {
+  setenv(kLibrary, kFakeNccl, 1);
+  setenv("FAKE_NCCL", "abort=hang", 1);
+  const std::unique_ptr<LocalFleet> fleet = StartFleet(3, 4096, "nccl");
+  unsetenv("FAKE_NCCL");  // Those that are started in their place are sound
+  ASSERT_NE(fleet, nullptr);
+  const Client client(fleet->address());
+  const v1::GenerateRequest request = MakeRequest(5, 20, 120);
+  const Stream undisturbed = RunStream(client, request, nullptr);
+  const pid_t survivor = fleet->WorkerPid(0);
+  Progress progress;
+  std::thread killer([&] {
+    EXPECT_TRUE(progress.AwaitTokens(10, absl::Now() + kPatience));
+    EXPECT_TRUE(fleet->KillWorker(2));
+  });
+
+  const Stream stream = RunStream(client, request, &progress);
+  killer.join();
+  unsetenv(kLibrary);
+
+  EXPECT_TRUE(stream.status.ok()) << stream.status;
+  EXPECT_EQ(stream.tokens, undisturbed.tokens);
+  EXPECT_NE(fleet->WorkerPid(0), survivor) << "it was to end by itself";
+  std::printf("longest gap %.1f s\n", absl::ToDoubleSeconds(stream.longest_gap));
 }
 
 // ---- 200 streams on a cache that is too small

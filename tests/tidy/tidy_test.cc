@@ -104,6 +104,7 @@ const std::vector<IncludeRule>& IncludeRules() {
       {"worker/exchange/route",
        {"base/", "model/", "proto/", "worker/exchange/", "kernels/tensor.h"},
        {}},
+      {"worker/exchange/cuda_stream", {"base/", "worker/exchange/", "kernels/"}, {"threads"}},
       {"worker/exchange/",
        {"base/", "model/", "proto/", "worker/exchange/", "kernels/tensor.h"},
        {"threads", "openssl"}},

@@ -1,10 +1,13 @@
 #include "worker/exchange/factory.h"
 
+#include <string>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 
+#include "worker/exchange/nccl.h"
 #include "worker/exchange/shm.h"
 #include "worker/exchange/socket.h"
 
@@ -24,10 +27,13 @@ absl::StatusOr<std::unique_ptr<ExchangeFactory>> MakeExchangeFactory(
     return MakeSocketExchangeFactory(kind_and_address);
   }
   if (absl::StartsWith(kind_and_address, "shm:")) return MakeShmExchangeFactory(kind_and_address);
+  if (absl::ConsumePrefix(&kind_and_address, "nccl:")) {
+    return OpenNcclExchangeFactory(std::string(kind_and_address), nullptr);
+  }
   return absl::InvalidArgumentError(absl::StrCat("exchange \"",
                                                  kind_and_address,
-                                                 "\" is none of local:, unix:PATH, shm:PATH and "
-                                                 "tcp:HOST:PORT"));
+                                                 "\" is none of local:, unix:PATH, shm:PATH, "
+                                                 "tcp:HOST:PORT and nccl:LIBRARY"));
 }
 
 }  // namespace shoal

@@ -16,8 +16,10 @@ namespace shoal {
 //   "tcp:HOST:PORT"  PORT 0 takes any; endpoint() says which
 //   "unix:PATH"      an empty PATH takes one of its own in a private folder, removed at exit
 //   "shm:PATH"       shared memory; PATH as for unix. All ranks must be on one host
+//   "nccl:LIBRARY"   NCCL; an empty LIBRARY takes the one of this host (nccl_api.h)
 // `hub` may be null for all but "local:". Errors: kInvalidArgument for another kind or a malformed
-// address; kUnavailable if the address cannot be listened on (in use, not this host's).
+// address; kUnavailable if the address cannot be listened on (in use, not this host's); for "nccl:"
+// those of OpenNcclExchangeFactory.
 absl::StatusOr<std::unique_ptr<ExchangeFactory>> MakeExchangeFactory(
     absl::string_view kind_and_address, std::shared_ptr<LocalHub> hub);
 

@@ -115,6 +115,7 @@ class Body {
   Term highest_term_ ABSL_GUARDED_BY(mutex_);
   size_t leader_ ABSL_GUARDED_BY(mutex_) = 0;  // The link that spoke under the highest term
 
+  Epoch logged_epoch_;
   std::string logged_phase_;
   int64_t logged_tenths_ = 0;
 
@@ -269,6 +270,17 @@ void Body::Watch() {
         {{"worker", options_.id},
          {"done_bytes", beat.load_done_bytes},
          {"total_bytes", beat.load_total_bytes}});
+  }
+  if (const ExchangeTimings timings = exchanges_->timings(); timings.epoch != logged_epoch_) {
+    logged_epoch_ = timings.epoch;
+    Log(LogLevel::kInfo,
+        "exchange.built",
+        {{"worker", options_.id},
+         {"epoch", timings.epoch.value},
+         {"leave_us", absl::ToInt64Microseconds(timings.leave)},
+         {"find_us", absl::ToInt64Microseconds(timings.find)},
+         {"connect_us", absl::ToInt64Microseconds(timings.connect)},
+         {"talk_us", absl::ToInt64Microseconds(timings.talk)}});
   }
   const std::string phase = beat.phase == "stepping" ? "ready" : beat.phase;
   if (phase == logged_phase_) return;

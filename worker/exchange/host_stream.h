@@ -1,0 +1,27 @@
+// A device that is host memory and a thread: what CUDA's stream is to a GPU, for fleets of CPUs
+// that exchange through a NCCL made for it (the scripted one of tests/worker/fake_nccl).
+#pragma once
+
+#include <memory>
+
+#include "worker/exchange/device_stream.h"
+
+// What handle() of a host stream points to, across the boundary of a loaded library, hence C. The
+// library queues its operations with it; `run` is called on the stream's thread, in order.
+extern "C" struct ShoalHostStream {
+  void (*enqueue)(ShoalHostStream* self, void (*run)(void*), void* argument);
+};
+
+namespace shoal {
+
+std::unique_ptr<DeviceStream> MakeHostStream();
+
+// Live in the process, for tests of leaks.
+struct HostStreamCounts {
+  int64_t streams = 0;
+  int64_t buffers = 0;
+};
+
+HostStreamCounts CountHostStreams();
+
+}  // namespace shoal

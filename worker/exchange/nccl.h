@@ -1,0 +1,178 @@
+// The exchange of a GPU fleet: NCCL's grouped sends and receives. A communicator for each epoch,
+// made from a unique id that rank 0 draws and the coordinator hands on; aborted, never destroyed.
+//
+// Two ways to exchange rows. Dispatch and Combine take a route that the host planned, as every
+// Exchange does: one wait of the host per dispatch, for the numbers of rows. LaunchSlots moves
+// slots of fixed size that a kernel filled: no wait, so a step of it can be captured in a graph.
+//
+// Messages of other sizes than the peer expects are NCCL's undoing (it hangs or fails), so whatever
+// decides a size is the same on all ranks: the membership, the limits, BeginStep's argument, or the
+// header that came one round before.
+// Next: worker/exchange/nccl_comm.h
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+#include "worker/exchange/arrivals.h"
+#include "worker/exchange/device_stream.h"
+#include "worker/exchange/exchange.h"
+#include "worker/exchange/exchange_shape.h"
+#include "worker/exchange/nccl_api.h"
+#include "worker/exchange/nccl_comm.h"
+
+namespace shoal {
+
+class CudaBackend;
+
+// Memory of a device, or of the host for copies from and to it; freed with the object.
+class DeviceBuffer {
+ public:
+  enum class Place { kDevice, kHost };
+
+  DeviceBuffer(DeviceStream* stream, Place place, size_t bytes)
+      : stream_(stream),
+        place_(place),
+        bytes_(bytes),
+        data_(static_cast<std::byte*>(place == Place::kHost ? stream->AllocateHost(bytes)
+                                                            : stream->Allocate(bytes))) {}
+
+  ~DeviceBuffer() {
+    if (data_ == nullptr) return;
+    if (place_ == Place::kHost) {
+      stream_->FreeHost(data_, bytes_);
+    } else {
+      stream_->Free(data_, bytes_);
+    }
+  }
+
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+
+  // Null: there was not enough.
+  std::byte* data() const { return data_; }
+
+  size_t bytes() const { return bytes_; }
+
+ private:
+  DeviceStream* const stream_;
+  const Place place_;
+  const size_t bytes_;
+  std::byte* const data_;
+};
+
+// Threads as in exchange.h.
+class NcclExchange final : public Exchange {
+ public:
+  NcclExchange(const Membership& membership, const ExchangeLimits& limits, NcclCommParts parts);
+  ~NcclExchange() override;
+
+  // Collective: once. Joins the others, then exchanges one message with each of them: NCCL connects
+  // two ranks when they first talk. kResourceExhausted: no device memory.
+  absl::Status Open(const NcclUniqueId& id, absl::Time deadline);
+
+  int32_t BeginStep(int32_t most_rows) override;
+  absl::StatusOr<Arrivals> Dispatch(const Route& route,
+                                    const TensorView& outgoing,
+                                    absl::Time deadline) override;
+  absl::Status Combine(const Route& route,
+                       const Arrivals& arrivals,
+                       const TensorView& expert_out,
+                       const TensorView& returned,
+                       absl::Time deadline) override;
+  void Abort(absl::Status cause) override;
+  absl::Status Health() const override;
+  std::vector<Rank> suspects() const override;
+  absl::Duration TakeWaitTime() override;
+
+  // Collective: order and `slot_bytes`. Slot d of `send` goes to rank d, slot s of `receive` comes
+  // from rank s; both are device memory of [ranks, slot_bytes]. Only queues: what arrives is there
+  // for work queued later.
+  absl::Status LaunchSlots(const std::byte* send,
+                           std::byte* receive,
+                           size_t slot_bytes,
+                           absl::Time deadline);
+  // Waits for all that was launched.
+  absl::Status Settle();
+
+  // Of Open: when all ranks had met.
+  absl::Time connected() const { return connected_; }
+
+ private:
+  size_t num_ranks() const { return membership_.members.size(); }
+
+  size_t self() const { return static_cast<size_t>(membership_.self.value); }
+
+  std::byte* out_slot(size_t rank) const { return out_.data() + rank * max_slot_bytes_; }
+
+  std::byte* in_slot(size_t rank) const { return in_.data() + rank * max_slot_bytes_; }
+
+  void FillSlots(const Route& route, const TensorView& outgoing);
+  // One round of slots of `bytes` to and from all others; their fixed parts are in meta_in_ then.
+  absl::Status ExchangeSlots(const std::string& what, size_t bytes, absl::Time deadline);
+  absl::Status ReadSlots(Arrivals* arrivals);
+  absl::Status MoveRows(const Route& route, const TensorView& outgoing, absl::Time deadline);
+  absl::Status Launch(const std::vector<NcclTransfer>& transfers,
+                      const std::string& what,
+                      absl::Time deadline);
+  // Before the backend reads what the stream wrote.
+  absl::Status HandToBackend(const std::string& what);
+  absl::Status Await(const std::string& what);
+  absl::Status Fail(const absl::Status& status);
+  absl::Status Annotate(const absl::Status& status) const;
+
+  const Membership membership_;
+  const ExchangeLimits limits_;
+  DeviceStream& stream_;
+  const size_t row_bytes_;
+  const size_t max_slot_bytes_;  // Of the largest first round
+  // Freed after the communicator, whose kernels may write until they have seen the abort.
+  const DeviceBuffer out_;           // [ranks, max_slot_bytes]
+  const DeviceBuffer in_;            // [ranks, max_slot_bytes]
+  const DeviceBuffer received_;      // [ranks * max_rows, hidden] bf16
+  const DeviceBuffer home_;          // [max_rows * k, hidden] bf16, results in the order of pairs
+  const DeviceBuffer meta_out_;      // [ranks, meta of the largest step], of the host
+  const DeviceBuffer meta_in_;       // Likewise
+  std::vector<int32_t> home_index_;  // [rows * k] -> row of home_
+  NcclComm comm_;
+
+  // The calling thread's.
+  ExchangeShape shape_;
+  SlotBytes slot_bytes_;
+  uint64_t next_seq_ = 0;
+  std::vector<uint32_t> rows_from_;  // [ranks] of the last dispatch
+  ArrivalsBuilder builder_;
+  absl::Duration waited_;
+  absl::Time connected_;
+};
+
+struct NcclFactoryOptions {
+  NcclApi api;
+  std::unique_ptr<DeviceStream> stream;
+  std::string host_id;
+  // The process cannot go on: a call into NCCL does not come back, or the device has failed. Does
+  // not return in a worker.
+  std::function<void(const std::string& why)> die;
+  absl::Duration abort_patience = absl::Seconds(10);  // As in NcclCommParts
+};
+
+std::unique_ptr<ExchangeFactory> MakeNcclExchangeFactory(NcclFactoryOptions options);
+
+// Exit code of a worker that ended because a call into NCCL did not come back.
+inline constexpr int kNcclHungExitCode = 7;
+
+// From the command line: `library` as for LoadNccl; `gpu` is what the worker computes on and
+// outlives the factory, null for the CPU. kFailedPrecondition: that library and that device do not
+// go together.
+absl::StatusOr<std::unique_ptr<ExchangeFactory>> OpenNcclExchangeFactory(const std::string& library,
+                                                                         CudaBackend* gpu);
+
+}  // namespace shoal
