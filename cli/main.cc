@@ -8,6 +8,7 @@
 #include "cli/bench.h"
 #include "cli/chat.h"
 #include "cli/coordinator.h"
+#include "cli/doctor.h"
 #include "cli/generate.h"
 #include "cli/harmony.h"
 #include "cli/inspect.h"
@@ -35,6 +36,7 @@ constexpr Command kCommands[] = {
     {"chat", RunChat, "a conversation in the terminal"},
     {"generate", RunGenerate, "one answer, from a server or a cluster started for it"},
     {"status", RunStatus, "the fleet on one screen"},
+    {"doctor", RunDoctor, "this host's network, NCCL and GPUs, and what is wrong with them"},
     {"inspect", RunInspect, "look at a checkpoint: geometry, soundness, bytes per rank"},
     {"synth", RunSynth, "write a synthetic checkpoint in the release's format"},
     {"logits", RunLogits, "logits of a prompt as a NumPy file"},
