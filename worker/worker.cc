@@ -306,6 +306,13 @@ void Worker::Handle(const Configure& message) {
 
 absl::Status Worker::EnterEpoch(const Configure& message) {
   RETURN_IF_ERROR(CheckMembership(message, config_));
+  if (message.members.size() > 1 && !options_.exchanges_rows) {
+    return absl::FailedPreconditionError(absl::StrCat("a cell of ",
+                                                      message.members.size(),
+                                                      " ranks: rows on a GPU cannot travel over ",
+                                                      exchanges_.endpoint(),
+                                                      "; --exchange nccl carries them"));
+  }
   ASSIGN_OR_RETURN(HeldExperts experts, holdings_->Use(ExpertsOf(message.rank, message.placement)));
   RETURN_IF_ERROR(MakeBuffers(message));
   lowering_.EnterEpoch({.max_rows = message.max_rows,

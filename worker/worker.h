@@ -47,7 +47,10 @@ struct WorkerOptions {
   Term highest_term;
   int64_t memory_bytes = 0;  // For weights, activations and K/V
   int64_t dense_bytes = 0;   // Of that, dense weights; 0 where they are shared with the host
-  int64_t kv_tokens = 0;     // Positions in full layers; 0: as many as memory_bytes leaves room for
+  // Whether rows in the backend's memory can travel: not where that is a GPU's and the exchange
+  // reads the host's. Then only a cell of one rank is possible.
+  bool exchanges_rows = true;
+  int64_t kv_tokens = 0;  // Positions in full layers; 0: as many as memory_bytes leaves room for
 };
 
 // Everything pointed to outlives the Worker.

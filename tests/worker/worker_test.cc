@@ -238,6 +238,20 @@ TEST_F(WorkerTest, AFailedDeviceEndsTheStepAndStaysTheWorkersFault) {
   EXPECT_EQ(worker_->fault(), result.status);
 }
 
+TEST_F(WorkerTest, RowsThatCannotTravelAllowOnlyACellOfOne) {
+  MakeWorker({.id = WorkerId{5},
+              .memory_bytes = int64_t{1} << 30,
+              .dense_bytes = dense_->bytes(),
+              .exchanges_rows = false,
+              .kv_tokens = 1000});
+  EnterAlone();
+  Tell(MakeConfigure(2, 2, 8, 1));
+
+  const Ready ready = Hear<Ready>();
+  EXPECT_EQ(ready.status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(ready.status.message()), HasSubstr("a cell of 2 ranks"));
+}
+
 TEST_F(WorkerTest, AnExchangeErrorNamesSuspectsAndEndsTheEpoch) {
   script_.dispatch = absl::UnavailableError("rank 1 is gone");
   EnterTogether();

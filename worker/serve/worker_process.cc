@@ -12,6 +12,7 @@
 #include <utility>
 #include <variant>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 
@@ -95,6 +96,7 @@ class Body {
 
  private:
   absl::Status OpenModel();
+  absl::Status OpenBackends();
   absl::Status GetDense(const ShouldStop& should_stop);
   absl::Status MakeWorker();
   void DialCoordinators();
@@ -128,6 +130,7 @@ class Body {
 
 absl::Status Body::Start(const ShouldStop& should_stop) {
   RETURN_IF_ERROR(OpenModel());
+  RETURN_IF_ERROR(OpenBackends());  // What cannot compute need not load.
   RETURN_IF_ERROR(GetDense(should_stop));
   RETURN_IF_ERROR(MakeWorker());
   DialCoordinators();
@@ -142,6 +145,15 @@ absl::Status Body::OpenModel() {
     return absl::OkStatus();
   }
   ASSIGN_OR_RETURN(source_, OpenCheckpoint(options_.model, options_.bf16_experts));
+  return absl::OkStatus();
+}
+
+absl::Status Body::OpenBackends() {
+  ASSIGN_OR_RETURN(backends_,
+                   MakeBackends({.backend = options_.backend,
+                                 .threads = options_.threads,
+                                 .cpus = options_.cpus,
+                                 .isa = options_.isa}));
   return absl::OkStatus();
 }
 
@@ -161,11 +173,6 @@ absl::Status Body::GetDense(const ShouldStop& should_stop) {
 }
 
 absl::Status Body::MakeWorker() {
-  ASSIGN_OR_RETURN(backends_,
-                   MakeBackends({.backend = options_.backend,
-                                 .threads = options_.threads,
-                                 .cpus = options_.cpus,
-                                 .isa = options_.isa}));
   if (backends_.has_own_memory) {
     ASSIGN_OR_RETURN(device_dense_, DeviceDense::Copy(*dense_, backends_.stepping.get()));
     own_dense_.reset();  // What the device has, the host need not keep.
@@ -188,6 +195,8 @@ absl::Status Body::MakeWorker() {
                     .highest_term = {},
                     .memory_bytes = options_.memory_bytes > 0 ? options_.memory_bytes : available,
                     .dense_bytes = dense_bytes,
+                    .exchanges_rows =
+                        !backends_.has_own_memory || absl::StartsWith(options_.exchange, "nccl:"),
                     .kv_tokens = options_.kv_tokens},
       WorkerParts{
           .source = source_.get(),
