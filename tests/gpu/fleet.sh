@@ -17,7 +17,7 @@ rounds=${1:-20}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 shoal=${SHOAL:-$root/build/cuda/cli/shoal}
 ranks_list=${RANKS:-2 3}
-max_tokens=200
+max_tokens=1500
 tokens=$(seq -s, 1 40)
 worker_flags=(--backend cuda)
 
@@ -47,10 +47,12 @@ stop_all() {
 trap 'stop_all; rm -rf "$work"' EXIT
 
 server=unix:$work/clients
+model=$work/model
+"$shoal" synth "$model" --geometry tiny --vocab 512 >/dev/null
 
 start_worker() {  # ID
   NCCL_HOSTID=fakehost-$1 "$shoal" worker --coordinator "unix:$work/workers" --id "$1" \
-    --model tiny --load-format dummy --exchange nccl: --threads 1 --memory 1GB --kv-tokens 8192 \
+    --model "$model" --exchange nccl: --threads 1 --memory 1GB --kv-tokens 8192 \
     --host "fakehost-$1" ${worker_flags[@]+"${worker_flags[@]}"} >>"$work/worker-$1.log" 2>&1 &
   pids[$1]=$!
 }
@@ -69,13 +71,19 @@ await_ranks() {  # N: healthy, with so many ranks in one cell
   return 1
 }
 
-generate() { "$shoal" generate --server "$server" --tokens "$tokens" --max-tokens $max_tokens \
-  --seed 7 --ignore-eos; }
+generate() {  # REQUEST-ID [FLAGS]: the same id again is the same answer again
+  "$shoal" generate --server "$server" --tokens "$tokens" --max-tokens $max_tokens --seed 7 \
+    --ignore-eos --request-id "$@"
+}
+
+# From one answer: its token ids; how many epoch changes it has lived through.
+token_ids() { generate "$1" --json | sed 's/.*"token_ids":\[\([0-9,]*\)\].*/\1/'; }
+epochs() { generate "$1" --json | sed 's/.*"epochs":\([0-9]*\).*/\1/'; }
 
 start_fleet() {  # N
   rm -f "$work"/*.log "$work"/clients "$work"/workers
-  "$shoal" coordinator --listen "$server" --worker-listen "unix:$work/workers" --model tiny \
-    --load-format dummy --workers "$1" --copies 2 >"$work/coordinator.log" 2>&1 &
+  "$shoal" coordinator --listen "$server" --worker-listen "unix:$work/workers" --model "$model" \
+    --workers "$1" --copies 2 >"$work/coordinator.log" 2>&1 &
   pids[coordinator]=$!
   local id
   for ((id = 0; id < $1; ++id)); do start_worker "$id"; done
@@ -93,18 +101,16 @@ resources() {
     "$(find "/proc/${pids[0]}/fd" -mindepth 1 -maxdepth 1 | wc -l) open files"
 }
 
-# Reads a stream of token ids; writes the number of those that came to $1 as they come, and the
-# longest gap in microseconds to $2.
+# Reads a stream of text; for each byte that comes $1 grows by one. The longest gap, in
+# microseconds, goes to $2.
 watch_stream() {
-  local count=0 last='' now gap longest=0 token
-  while IFS= read -r -d ' ' token || [ -n "$token" ]; do
+  local last='' now gap longest=0
+  while IFS= LC_ALL=C read -r -N 1 _; do
     now=${EPOCHREALTIME/./}
     gap=$((now - ${last:-$now}))
     if ((gap > longest)); then longest=$gap; fi
     last=$now
-    echo $((++count)) >"$1"
-    printf '%s ' "${token//$'\n'/}"
-    token=''
+    printf . >>"$1"
   done
   echo "$longest" >"$2"
 }
@@ -122,15 +128,20 @@ phase() {  # FIELD: of all epochs that worker 0 has built, in microseconds
 }
 
 start_fleet 1
-reference=$(generate | tr -s ' \n' ' ')
+reference=$(token_ids reference)
+length=$(generate reference | wc -c)
 stop_all
-echo "reference, 1 rank: $(wc -w <<<"$reference") tokens"
+num_tokens=$(tr , '\n' <<<"$reference" | wc -l)
+echo "reference, 1 rank: $num_tokens tokens, $length bytes of text"
+if [ "$num_tokens" -ne $max_tokens ] || [ "$length" -lt 50 ]; then
+  echo "FAILED: $max_tokens tokens and their text were wanted" >&2
+  exit 1
+fi
 
 for ranks in $ranks_list; do
   start_fleet "$ranks"
   echo "$ranks ranks"
-  undisturbed=$(generate | tr -s ' \n' ' ')
-  if [ "$undisturbed" != "$reference" ]; then
+  if [ "$(token_ids undisturbed)" != "$reference" ]; then
     echo "FAILED: $ranks ranks give other tokens than one" >&2
     exit 1
   fi
@@ -138,18 +149,22 @@ for ranks in $ranks_list; do
   : >"$work/gaps"
   for ((round = 1; round <= rounds; ++round)); do
     victim=$((ranks - 1))
-    echo 0 >"$work/count"
-    generate | watch_stream "$work/count" "$work/gap" >"$work/text" &
+    : >"$work/count"
+    generate "round-$round" | watch_stream "$work/count" "$work/gap" &
     stream=$!
-    moment=$((10 + round * 7 % (max_tokens / 2)))
-    while [ "$(cat "$work/count")" -lt "$moment" ] 2>/dev/null && kill -0 $stream 2>/dev/null; do
-      sleep 0.01
+    moment=$((length / 50 + round * 7 % (length / 4)))
+    while [ "$(stat -c %s "$work/count")" -lt "$moment" ] && kill -0 $stream 2>/dev/null; do
+      sleep 0.002
     done
     kill -KILL "${pids[$victim]}"
-    wait "${pids[$victim]}" 2>/dev/null || true
+    { wait "${pids[$victim]}" || true; } 2>/dev/null
     wait $stream
-    if [ "$(tr -s ' \n' ' ' <"$work/text")" != "$reference" ]; then
+    if [ "$(token_ids "round-$round")" != "$reference" ]; then
       echo "FAILED: other tokens after the kill in round $round" >&2
+      exit 1
+    fi
+    if [ "$(epochs "round-$round")" -lt 1 ]; then
+      echo "FAILED: round $round was over before the kill" >&2
       exit 1
     fi
     cat "$work/gap" >>"$work/gaps"
