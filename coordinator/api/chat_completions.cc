@@ -1,12 +1,12 @@
 #include "coordinator/api/chat_completions.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 
+#include "coordinator/api/history.h"
 #include "coordinator/api/json_fields.h"
 #include "coordinator/api/request_fields.h"
 #include "coordinator/text/json_text.h"
@@ -16,19 +16,20 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// The messages, in the order in which the prompt has them: a tool's result follows its call, also
-// where several calls came first and their results after them.
-class HistoryReader {
+class MessagesReader {
  public:
-  explicit HistoryReader(Conversation* conversation) : conversation_(*conversation) {}
+  explicit MessagesReader(History* history) : history_(*history) {}
 
   absl::Status Read(const JsonFields& message) {
     ASSIGN_OR_RETURN(const std::string role, message.NeededText("role"));
-    if (role == "system" || role == "developer") return ReadInstructions(message);
-    is_leading_ = false;
+    if (role == "system" || role == "developer") {
+      ASSIGN_OR_RETURN(std::string text, ReadContent(message));
+      history_.AddInstructions(std::move(text));
+      return absl::OkStatus();
+    }
     if (role == "user") {
       ASSIGN_OR_RETURN(std::string text, ReadContent(message));
-      conversation_.history.push_back(UserMessage(std::move(text)));
+      history_.Add(UserMessage(std::move(text)));
       return absl::OkStatus();
     }
     if (role == "assistant") return ReadAssistant(message);
@@ -39,23 +40,7 @@ class HistoryReader {
                                  "; it must be system, developer, user, assistant or tool"));
   }
 
-  // Puts each result behind its call.
-  void Finish() {
-    std::vector<HarmonyMessage> ordered;
-    for (size_t i = 0; i < conversation_.history.size(); ++i) {
-      ordered.push_back(std::move(conversation_.history[i]));
-      const auto result = results_.find(i);
-      if (result != results_.end()) ordered.push_back(std::move(result->second));
-    }
-    conversation_.history = std::move(ordered);
-  }
-
  private:
-  struct Call {
-    size_t index;  // Of its message
-    std::string function;
-  };
-
   static absl::StatusOr<std::string> ReadContent(const JsonFields& message) {
     if (!message.json().contains("content")) {
       return BadField(message.PathOf("content"),
@@ -65,24 +50,12 @@ class HistoryReader {
     return ReadText(message, "content", {"text", "input_text", "output_text"});
   }
 
-  absl::Status ReadInstructions(const JsonFields& message) {
-    ASSIGN_OR_RETURN(std::string text, ReadContent(message));
-    if (text.empty()) return absl::OkStatus();
-    std::string& instructions = conversation_.instructions;
-    if (is_leading_) {
-      absl::StrAppend(&instructions, instructions.empty() ? "" : "\n\n", text);
-    } else {
-      conversation_.history.push_back(DeveloperMessage(std::move(text)));
-    }
-    return absl::OkStatus();
-  }
-
   absl::Status ReadAssistant(const JsonFields& message) {
-    std::vector<HarmonyMessage>& history = conversation_.history;
+    history_.EndInstructions();
     for (const char* const key : {"reasoning", "reasoning_content", "thinking"}) {
       ASSIGN_OR_RETURN(std::optional<std::string> thinking, message.Text(key));
       if (!thinking || thinking->empty()) continue;
-      history.push_back(AssistantMessage(kAnalysisChannel, *std::move(thinking)));
+      history_.Add(AssistantMessage(kAnalysisChannel, *std::move(thinking)));
       break;
     }
     ASSIGN_OR_RETURN(std::string text,
@@ -90,7 +63,7 @@ class HistoryReader {
     ASSIGN_OR_RETURN(const ordered_json* calls, message.List("tool_calls"));
     const bool has_calls = calls != nullptr && !calls->empty();
     if (!text.empty()) {
-      history.push_back(
+      history_.Add(
           AssistantMessage(has_calls ? kCommentaryChannel : kFinalChannel, std::move(text)));
     }
     RETURN_IF_ERROR(RefuseUnsupported(
@@ -105,39 +78,33 @@ class HistoryReader {
     if (type.value_or("function") != "function") return call.Bad("type", "\"function\"");
     ASSIGN_OR_RETURN(std::string id, call.NeededText("id"));
     ASSIGN_OR_RETURN(const JsonFields function, call.Object("function"));
-    ASSIGN_OR_RETURN(std::string name, function.NeededText("name"));
+    ASSIGN_OR_RETURN(const std::string name, function.NeededText("name"));
     RETURN_IF_ERROR(CheckFunctionName(function, name));
     ASSIGN_OR_RETURN(std::optional<std::string> arguments, function.Text("arguments"));
-    // An id that a client uses again names the later call from here on.
-    calls_[std::move(id)] = {conversation_.history.size(), name};
-    conversation_.history.push_back(CallMessage(name, std::move(arguments).value_or("")));
+    history_.AddCall(std::move(id), name, std::move(arguments).value_or(""));
     return absl::OkStatus();
   }
 
   absl::Status ReadResult(const JsonFields& message) {
     ASSIGN_OR_RETURN(const std::string id, message.NeededText("tool_call_id"));
-    const auto call = calls_.find(id);
-    if (call == calls_.end()) {
-      return BadField(message.PathOf("tool_call_id"),
-                      absl::StrCat("tool message without a matching call: no assistant message "
-                                   "before it has a tool call with the id ",
-                                   ShownJson(id)));
-    }
     ASSIGN_OR_RETURN(std::string output, ReadContent(message));
-    const bool is_first =
-        results_
-            .emplace(call->second.index, ResultMessage(call->second.function, std::move(output)))
-            .second;
-    if (is_first) return absl::OkStatus();
-    return BadField(
-        message.PathOf("tool_call_id"),
-        absl::StrCat("the tool call ", ShownJson(id), " has two results; one would do"));
+    const std::string path = message.PathOf("tool_call_id");
+    switch (history_.AddResult(id, std::move(output))) {
+      case History::Result::kAdded:
+        break;
+      case History::Result::kWithoutCall:
+        return BadField(path,
+                        absl::StrCat("tool message without a matching call: no assistant message "
+                                     "before it has a tool call with the id ",
+                                     ShownJson(id)));
+      case History::Result::kSecond:
+        return BadField(
+            path, absl::StrCat("the tool call ", ShownJson(id), " has two results; one would do"));
+    }
+    return absl::OkStatus();
   }
 
-  Conversation& conversation_;
-  bool is_leading_ = true;                    // Only instructions so far
-  std::map<std::string, Call> calls_;         // By the client's id
-  std::map<size_t, HarmonyMessage> results_;  // By the index of the call's message
+  History& history_;
 };
 
 absl::Status ReadChatMessages(const JsonFields& body, Conversation* out) {
@@ -145,10 +112,11 @@ absl::Status ReadChatMessages(const JsonFields& body, Conversation* out) {
   if (messages == nullptr || messages->empty()) {
     return BadField("messages", "messages is empty; at least one message is needed");
   }
-  HistoryReader reader(out);
+  History history(out);
+  MessagesReader reader(&history);
   RETURN_IF_ERROR(body.ForEachObject(
       "messages", [&](const JsonFields& message) { return reader.Read(message); }));
-  reader.Finish();
+  history.Finish();
   return absl::OkStatus();
 }
 

@@ -1,12 +1,12 @@
 #include "coordinator/api/responses.h"
 
 #include <map>
-#include <set>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 
+#include "coordinator/api/history.h"
 #include "coordinator/api/json_fields.h"
 #include "coordinator/api/request_fields.h"
 #include "coordinator/text/json_text.h"
@@ -16,16 +16,15 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// Input items, in the order in which the prompt has them: a call's output follows the call.
 class ItemsReader {
  public:
-  explicit ItemsReader(Conversation* conversation) : conversation_(*conversation) {}
+  explicit ItemsReader(History* history) : history_(*history) {}
 
   absl::Status Read(const JsonFields& item) {
     ASSIGN_OR_RETURN(const std::optional<std::string> given, item.Text("type"));
     const std::string type = given.value_or("message");
     if (type == "message") return ReadMessage(item);
-    is_leading_ = false;
+    history_.EndInstructions();
     if (type == "reasoning") return ReadReasoning(item);
     if (type == "function_call") return ReadCall(item);
     if (type == "function_call_output") return ReadOutput(item);
@@ -37,22 +36,7 @@ class ItemsReader {
                                          "function_call_output"));
   }
 
-  void Finish() {
-    std::vector<HarmonyMessage> ordered;
-    for (size_t i = 0; i < conversation_.history.size(); ++i) {
-      ordered.push_back(std::move(conversation_.history[i]));
-      const auto output = outputs_.find(i);
-      if (output != outputs_.end()) ordered.push_back(std::move(output->second));
-    }
-    conversation_.history = std::move(ordered);
-  }
-
  private:
-  struct Call {
-    size_t index;  // Of its message
-    std::string function;
-  };
-
   absl::Status ReadMessage(const JsonFields& item) {
     ASSIGN_OR_RETURN(const std::string role, item.NeededText("role"));
     if (!item.json().contains("content")) {
@@ -65,10 +49,12 @@ class ItemsReader {
         std::string text,
         is_assistant ? ReadText(item, "content", {"output_text", "refusal", "text", "input_text"})
                      : ReadText(item, "content", {"input_text", "text", "output_text"}));
-    if (role == "system" || role == "developer") return AddInstructions(std::move(text));
-    is_leading_ = false;
+    if (role == "system" || role == "developer") {
+      history_.AddInstructions(std::move(text));
+      return absl::OkStatus();
+    }
     if (role == "user") {
-      conversation_.history.push_back(UserMessage(std::move(text)));
+      history_.Add(UserMessage(std::move(text)));
       return absl::OkStatus();
     }
     if (!is_assistant) {
@@ -82,19 +68,8 @@ class ItemsReader {
     if (word != "final_answer" && word != "commentary") {
       return item.Bad("phase", R"("commentary" or "final_answer")");
     }
-    conversation_.history.push_back(AssistantMessage(
-        word == "commentary" ? kCommentaryChannel : kFinalChannel, std::move(text)));
-    return absl::OkStatus();
-  }
-
-  absl::Status AddInstructions(std::string text) {
-    if (text.empty()) return absl::OkStatus();
-    std::string& instructions = conversation_.instructions;
-    if (is_leading_) {
-      absl::StrAppend(&instructions, instructions.empty() ? "" : "\n\n", text);
-    } else {
-      conversation_.history.push_back(DeveloperMessage(std::move(text)));
-    }
+    history_.Add(AssistantMessage(word == "commentary" ? kCommentaryChannel : kFinalChannel,
+                                  std::move(text)));
     return absl::OkStatus();
   }
 
@@ -104,7 +79,7 @@ class ItemsReader {
       ASSIGN_OR_RETURN(const std::string type, part.NeededText("type"));
       if (type != "reasoning_text") return part.Bad("type", "\"reasoning_text\"");
       ASSIGN_OR_RETURN(std::string text, part.NeededText("text"));
-      conversation_.history.push_back(AssistantMessage(kAnalysisChannel, std::move(text)));
+      history_.Add(AssistantMessage(kAnalysisChannel, std::move(text)));
       ++num_texts;
       return absl::OkStatus();
     }));
@@ -117,38 +92,33 @@ class ItemsReader {
 
   absl::Status ReadCall(const JsonFields& item) {
     ASSIGN_OR_RETURN(std::string id, item.NeededText("call_id"));
-    ASSIGN_OR_RETURN(std::string name, item.NeededText("name"));
+    ASSIGN_OR_RETURN(const std::string name, item.NeededText("name"));
     RETURN_IF_ERROR(CheckFunctionName(item, name));
     ASSIGN_OR_RETURN(std::optional<std::string> arguments, item.Text("arguments"));
-    calls_[std::move(id)] = {conversation_.history.size(), name};
-    conversation_.history.push_back(CallMessage(name, std::move(arguments).value_or("")));
+    history_.AddCall(std::move(id), name, std::move(arguments).value_or(""));
     return absl::OkStatus();
   }
 
   absl::Status ReadOutput(const JsonFields& item) {
     ASSIGN_OR_RETURN(const std::string id, item.NeededText("call_id"));
-    const auto call = calls_.find(id);
-    if (call == calls_.end()) {
-      return BadField(item.PathOf("call_id"),
-                      absl::StrCat("function_call_output without its function_call: no item before "
-                                   "it has the call_id ",
-                                   ShownJson(id)));
-    }
     ASSIGN_OR_RETURN(std::string output,
                      ReadText(item, "output", {"input_text", "output_text", "text"}));
-    const bool is_first =
-        outputs_
-            .emplace(call->second.index, ResultMessage(call->second.function, std::move(output)))
-            .second;
-    if (is_first) return absl::OkStatus();
-    return BadField(item.PathOf("call_id"),
-                    absl::StrCat("the call ", ShownJson(id), " has two outputs; one would do"));
+    switch (history_.AddResult(id, std::move(output))) {
+      case History::Result::kAdded:
+        break;
+      case History::Result::kWithoutCall:
+        return BadField(item.PathOf("call_id"),
+                        absl::StrCat("function_call_output without its function_call: no item "
+                                     "before it has the call_id ",
+                                     ShownJson(id)));
+      case History::Result::kSecond:
+        return BadField(item.PathOf("call_id"),
+                        absl::StrCat("the call ", ShownJson(id), " has two outputs; one would do"));
+    }
+    return absl::OkStatus();
   }
 
-  Conversation& conversation_;
-  bool is_leading_ = true;                    // Only instructions so far
-  std::map<std::string, Call> calls_;         // By the client's id
-  std::map<size_t, HarmonyMessage> outputs_;  // By the index of the call's message
+  History& history_;
 };
 
 absl::Status ReadInput(const JsonFields& body, Conversation* out) {
@@ -163,10 +133,11 @@ absl::Status ReadInput(const JsonFields& body, Conversation* out) {
     return BadField("input", "input is empty; a string or at least one item is needed");
   }
   if (!input->is_array()) return body.Bad("input", "a string or a list of items");
-  ItemsReader reader(out);
+  History history(out);
+  ItemsReader reader(&history);
   RETURN_IF_ERROR(
       body.ForEachObject("input", [&](const JsonFields& item) { return reader.Read(item); }));
-  reader.Finish();
+  history.Finish();
   return absl::OkStatus();
 }
 
