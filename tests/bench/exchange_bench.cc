@@ -117,7 +117,7 @@ void BM_DispatchCombine(benchmark::State& state, const char* kind) {
   std::vector<std::unique_ptr<ExchangeFactory>> factories;
   std::vector<std::string> endpoints;
   for (int32_t i = 0; i < num_ranks; ++i) {
-    factories.push_back(*MakeExchangeFactory(kind, nullptr));
+    factories.push_back(*MakeExchangeFactory(kind, {}));
     endpoints.push_back(factories.back()->endpoint());
   }
   std::vector<pid_t> peers;

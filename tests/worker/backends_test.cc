@@ -22,7 +22,7 @@ TEST(MakeBackendsTest, TheCpuNeedsNothing) {
   const absl::StatusOr<Backends> backends = MakeBackends({.backend = "cpu"});
 
   ASSERT_TRUE(backends.ok()) << backends.status();
-  EXPECT_FALSE(backends->has_own_memory);
+  EXPECT_EQ(backends->gpu, nullptr);
   EXPECT_EQ(backends->stepping->numerics_class(), "cpu");
 }
 

@@ -61,7 +61,7 @@ class Processes {
             mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {
     CHECK_EQ(pipe(report_pipe_.data()), 0);
     for (int32_t i = 0; i < kNumWorkers; ++i) {
-      factories_.push_back(*MakeExchangeFactory(kind, nullptr));
+      factories_.push_back(*MakeExchangeFactory(kind, {}));
       endpoints_.push_back(factories_.back()->endpoint());
       CHECK_EQ(pipe(command_pipes_.emplace_back().data()), 0);
     }

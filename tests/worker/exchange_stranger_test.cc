@@ -63,7 +63,7 @@ class Stranger {
 // One honest factory, rank 0; the test plays rank 1.
 class ExchangeStrangerTest : public testing::TestWithParam<const char*> {
  protected:
-  ExchangeStrangerTest() : factory_(*MakeExchangeFactory(GetParam(), nullptr)) {
+  ExchangeStrangerTest() : factory_(*MakeExchangeFactory(GetParam(), {})) {
     endpoints_ = {factory_->endpoint(), "unix:/nobody/dials/this"};
   }
 
@@ -227,7 +227,7 @@ TEST_P(ExchangeStrangerTest, PairsAreCheckedBeforeTheyAreUsed) {
 // Everybody who does not know the key is a stranger, whatever he says; a true peer that dials in
 // their midst is served.
 TEST_P(ExchangeStrangerTest, StrangersDisturbNobody) {
-  const auto peer_factory = *MakeExchangeFactory(GetParam(), nullptr);
+  const auto peer_factory = *MakeExchangeFactory(GetParam(), {});
   endpoints_[1] = peer_factory->endpoint();
   std::vector<std::unique_ptr<Stranger>> crowd;
   for (int i = 0; i < 60; ++i) {  // Some wait in the queue already; none hangs up.
@@ -299,20 +299,19 @@ TEST(MakeExchangeFactoryTest, RefusesWhatItCannotListenOn) {
       {"unix:/no/such/folder/socket", absl::StatusCode::kUnavailable, "/no/such/folder/socket"},
   };
   for (const Case& c : cases) {
-    const auto factory = MakeExchangeFactory(c.address, nullptr);
+    const auto factory = MakeExchangeFactory(c.address, {});
     EXPECT_EQ(factory.status().code(), c.code) << c.address << ": " << factory.status();
     EXPECT_TRUE(absl::StrContains(factory.status().message(), c.part)) << factory.status();
   }
   const std::string long_path = "unix:/" + std::string(200, 'x');
-  EXPECT_EQ(MakeExchangeFactory(long_path, nullptr).status().code(),
-            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(MakeExchangeFactory(long_path, {}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST(MakeExchangeFactoryTest, RefusesAnAddressInUseAndReplacesADeadSocket) {
   for (const char* kind : {"tcp:127.0.0.1:0", "unix:", "shm:"}) {
     SCOPED_TRACE(kind);
-    const auto first = *MakeExchangeFactory(kind, nullptr);
-    const auto second = MakeExchangeFactory(first->endpoint(), nullptr);
+    const auto first = *MakeExchangeFactory(kind, {});
+    const auto second = MakeExchangeFactory(first->endpoint(), {});
     EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
     EXPECT_TRUE(absl::StrContains(second.status().message(), "in use")) << second.status();
   }
@@ -325,7 +324,7 @@ TEST(MakeExchangeFactoryTest, RefusesAnAddressInUseAndReplacesADeadSocket) {
   }
   EXPECT_EQ(access(path.c_str(), F_OK), 0);
   {
-    const auto factory = MakeExchangeFactory("unix:" + path, nullptr);
+    const auto factory = MakeExchangeFactory("unix:" + path, {});
     EXPECT_TRUE(factory.ok()) << factory.status();
   }
   EXPECT_EQ(access(path.c_str(), F_OK), -1) << "the socket is removed with its factory";
@@ -334,7 +333,7 @@ TEST(MakeExchangeFactoryTest, RefusesAnAddressInUseAndReplacesADeadSocket) {
 TEST(MakeExchangeFactoryTest, AnOwnFolderIsRemovedAtTheEnd) {
   std::string folder;
   {
-    const auto factory = *MakeExchangeFactory("unix:", nullptr);
+    const auto factory = *MakeExchangeFactory("unix:", {});
     folder = factory->endpoint().substr(5, factory->endpoint().rfind('/') - 5);
     EXPECT_EQ(access(folder.c_str(), F_OK), 0) << folder;
   }

@@ -67,7 +67,7 @@ class ExchangeTest : public testing::TestWithParam<const char*> {
   void StartWorkers(int32_t num_ranks) {
     hub_ = std::make_shared<LocalHub>();
     for (int32_t rank = 0; rank < num_ranks; ++rank) {
-      auto factory = MakeExchangeFactory(GetParam(), hub_);
+      auto factory = MakeExchangeFactory(GetParam(), {.hub = hub_, .gpu = nullptr});
       ASSERT_TRUE(factory.ok()) << factory.status();
       (*factory)->SetPublisher([this](const Bootstrap& bootstrap) {  // The coordinator's part
         for (const auto& other : factories_) other->Deliver(bootstrap);

@@ -139,7 +139,7 @@ TEST_F(RealNcclTest, NamesEveryError) {
 
 // Host memory is nothing that it could exchange: said before a worker enrols.
 TEST_F(RealNcclTest, IsRefusedForAWorkerWithoutAGpu) {
-  const absl::Status status = MakeExchangeFactory("nccl:", nullptr).status();
+  const absl::Status status = MakeExchangeFactory("nccl:", {}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("this worker computes on the CPU"));
 }

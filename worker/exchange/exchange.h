@@ -110,6 +110,9 @@ class ExchangeFactory {
   // What the other ranks need to reach this one; goes into Enrol.
   virtual std::string endpoint() const = 0;
 
+  // Whether its rows lie in a GPU's own memory. Otherwise the host reads and writes them.
+  virtual bool takes_device_memory() const { return false; }
+
   // Collective over the members of the epoch: all succeed, or each gets an error by `deadline`.
   // Destroy the previous epoch's exchange first.
   virtual absl::StatusOr<std::unique_ptr<Exchange>> Create(const Membership& membership,

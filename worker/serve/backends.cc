@@ -51,7 +51,7 @@ absl::StatusOr<Backends> OnGpu(int device) {
   if (loading == nullptr) return absl::FailedPreconditionError(error);
   Backends backends;
   backends.free_bytes = stepping->FreeBytes();
-  backends.has_own_memory = true;
+  backends.gpu = stepping.get();
   backends.stepping = std::move(stepping);
   backends.loading = std::move(loading);
   return backends;

@@ -12,6 +12,8 @@
 
 namespace shoal {
 
+class CudaBackend;
+
 struct BackendOptions {
   std::string backend = "cpu";  // cpu, cuda (the first GPU) or cuda:INDEX
   // Of the CPU:
@@ -23,8 +25,9 @@ struct BackendOptions {
 struct Backends {
   std::unique_ptr<Backend> stepping;
   std::unique_ptr<Backend> loading;  // For the loading thread: another object of the same kind
-  bool has_own_memory = false;       // A GPU: weights must be copied there
-  int64_t free_bytes = 0;            // Of its own memory, before anything is loaded
+  // `stepping`, if it is a GPU: it has a memory of its own, to which weights must be copied.
+  CudaBackend* gpu = nullptr;
+  int64_t free_bytes = 0;  // Of that memory, before anything is loaded
 };
 
 // kInvalidArgument: unknown words, CPUs that are not one for each thread. kFailedPrecondition: this

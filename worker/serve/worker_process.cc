@@ -12,7 +12,6 @@
 #include <utility>
 #include <variant>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 
@@ -173,18 +172,20 @@ absl::Status Body::GetDense(const ShouldStop& should_stop) {
 }
 
 absl::Status Body::MakeWorker() {
-  if (backends_.has_own_memory) {
+  if (backends_.gpu != nullptr) {
     ASSIGN_OR_RETURN(device_dense_, DeviceDense::Copy(*dense_, backends_.stepping.get()));
     own_dense_.reset();  // What the device has, the host need not keep.
     dense_ = nullptr;
   }
-  ASSIGN_OR_RETURN(exchanges_, MakeExchangeFactory(options_.exchange, options_.hub));
+  ASSIGN_OR_RETURN(
+      exchanges_,
+      MakeExchangeFactory(options_.exchange, {.hub = options_.hub, .gpu = backends_.gpu}));
 
   const bool dense_is_shared = options_.dense != nullptr || options_.dense_fd >= 0;
   const int64_t dense_bytes = device_dense_ != nullptr ? device_dense_->bytes()
                               : dense_is_shared        ? 0
                                                        : dense_->bytes();
-  const int64_t free = backends_.has_own_memory ? backends_.free_bytes : AvailableMemory();
+  const int64_t free = backends_.gpu != nullptr ? backends_.free_bytes : AvailableMemory();
   const auto available = static_cast<int64_t>(kUsableShare * static_cast<double>(free));
   worker_ = std::make_unique<Worker>(
       WorkerOptions{.id = WorkerId{options_.id},
@@ -195,8 +196,7 @@ absl::Status Body::MakeWorker() {
                     .highest_term = {},
                     .memory_bytes = options_.memory_bytes > 0 ? options_.memory_bytes : available,
                     .dense_bytes = dense_bytes,
-                    .exchanges_rows =
-                        !backends_.has_own_memory || absl::StartsWith(options_.exchange, "nccl:"),
+                    .exchanges_rows = backends_.gpu == nullptr || exchanges_->takes_device_memory(),
                     .kv_tokens = options_.kv_tokens},
       WorkerParts{
           .source = source_.get(),
