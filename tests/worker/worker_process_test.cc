@@ -269,6 +269,7 @@ TEST_F(WorkerProcessTest, ADismissalEndsItWithItsReason) {
       stream, Dismiss{.term = kTerm, .reason = absl::FailedPreconditionError("other checkpoint")});
   EXPECT_TRUE(worker->AwaitEnd(absl::Now() + kPatience));
   EXPECT_EQ(worker->Health().message(), "other checkpoint");
+  EXPECT_EQ(worker->Health().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(WorkerProcessTest, WhatKeepsItFromStartingIsToldAtOnce) {

@@ -309,7 +309,8 @@ absl::Status Live(const WorkerProcessOptions& options, const ShouldStop& should_
       Log(LogLevel::kError,
           "worker.dismissed",
           {{"worker", options.id}, {"why", dismissal.message()}});
-      return dismissal;
+      // Whatever the reason's code: started again it would be dismissed again.
+      return absl::FailedPreconditionError(dismissal.message());
     }
     body.Watch();
     if (const absl::Status fault = body.fault(); !fault.ok()) {
