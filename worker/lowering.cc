@@ -367,6 +367,12 @@ void Lowering::Forget(SequenceId sequence) {
   sequences_.erase(at);
 }
 
+void Lowering::ForgetAll() {
+  sequences_.clear();
+  std::fill(full_block_uses_.begin(), full_block_uses_.end(), 0);
+  full_blocks_used_ = 0;
+}
+
 void Lowering::Count(std::vector<int32_t>::const_iterator first,
                      std::vector<int32_t>::const_iterator last,
                      int32_t change) {

@@ -90,6 +90,7 @@ class Lowering {
   void SampleFailed(SequenceId sequence);
 
   void Forget(SequenceId sequence);
+  void ForgetAll();
 
   // Full-layer blocks that some table names.
   int64_t full_blocks_used() const { return full_blocks_used_; }

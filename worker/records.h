@@ -34,6 +34,8 @@ class Records {
   const Record* Find(SequenceId sequence) const;
   void Forget(SequenceId sequence);
 
+  void ForgetAll() { records_.clear(); }
+
   size_t size() const { return records_.size(); }
 
  private:

@@ -200,8 +200,13 @@ void Worker::Refuse(absl::Status reason) {
                 .reason = std::move(reason)});
 }
 
+// From here on we are a new member: every record will come again, from its first token. Those of
+// sequences that ended while there was no link nobody will ask us to forget.
 void Worker::Handle(const Welcome& message) {
-  if (fence_.Judge(message.term) == Fence::Verdict::kRefuse) Refuse(fence_.refusal());
+  if (fence_.Judge(message.term) == Fence::Verdict::kRefuse) return Refuse(fence_.refusal());
+  LeaveEpoch();
+  records_.ForgetAll();
+  lowering_.ForgetAll();
 }
 
 // The link leaves; there is nothing left to obey.

@@ -256,6 +256,28 @@ TEST(CoordinatorTest, AWorkerThatComesBackIsTakenInAtAStepBoundary) {
   EXPECT_EQ(fleet->FinishOf(stream).timings.epochs, 2);
 }
 
+TEST(CoordinatorTest, ALostHomeIsAnEpochChangeThatItsSequenceLivedThrough) {
+  auto fleet = RunningFleet(MakeOptions());
+  const Request request = MakeRequest("r", 4, 60);
+  const StreamId stream = fleet->Send(request);
+  fleet->Pump(10);
+  const FleetStatus status = fleet->Status();
+  std::optional<uint32_t> home;
+  for (const WorkerStatus& worker : status.cells.front().workers) {
+    if (worker.sequences == 1) home = worker.worker.value;
+  }
+  ASSERT_TRUE(home.has_value());
+
+  fleet->Lose(*home);
+  for (int i = 0; i < 5; ++i) {
+    fleet->Pump();
+    fleet->Wait(absl::Milliseconds(100));
+  }
+
+  EXPECT_EQ(fleet->Text(stream), TextOf(request));
+  EXPECT_EQ(fleet->FinishOf(stream).timings.epochs, 1);
+}
+
 TEST(CoordinatorTest, ASpareFormsTheNextCellOnlyWhenThereAreEnough) {
   auto fleet = RunningFleet(MakeOptions(2));
   fleet->Enrol(2);

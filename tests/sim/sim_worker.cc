@@ -24,7 +24,7 @@ std::vector<FromWorker> SimWorker::Receive(const ToWorker& message) {
   if (const auto* abort = std::get_if<Abort>(&message)) reply = Obey(*abort);
   if (const auto* keep = std::get_if<KeepRecord>(&message)) reply = Obey(*keep);
   if (const auto* plan = std::get_if<StepPlan>(&message)) reply = Obey(*plan);
-  if (const auto* welcome = std::get_if<Welcome>(&message)) fence_.Judge(welcome->term);
+  if (const auto* welcome = std::get_if<Welcome>(&message)) Obey(*welcome);
   if (const auto* load = std::get_if<LoadExperts>(&message)) {
     fence_.Judge(load->term);
     listed_ = {load->experts.begin(), load->experts.end()};
@@ -91,6 +91,13 @@ void SimWorker::Leave() {
   epoch_.reset();
   plans_.clear();
   last_result_.reset();
+}
+
+// A new member: its records come again.
+void SimWorker::Obey(const Welcome& message) {
+  if (fence_.Judge(message.term) != Fence::Verdict::kObey) return;
+  Leave();
+  records_.ForgetAll();
 }
 
 std::optional<FromWorker> SimWorker::Obey(const Abort& message) {

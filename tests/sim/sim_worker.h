@@ -60,6 +60,7 @@ class SimWorker {
     std::vector<BlockId> window;
   };
 
+  void Obey(const Welcome& message);
   std::optional<FromWorker> Obey(const Configure& message);
   std::optional<FromWorker> Obey(const Abort& message);
   std::optional<FromWorker> Obey(const KeepRecord& message);

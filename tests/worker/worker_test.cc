@@ -180,6 +180,25 @@ TEST_F(WorkerTest, AHigherTermIsRemembered) {
   EXPECT_EQ(worker_->beat().highest_term, Term{9});
 }
 
+// Its link was dialled again: it is a new member, to which every record comes anew.
+TEST_F(WorkerTest, AWelcomeEndsTheEpochAndForgetsRecords) {
+  EnterAlone();
+  Keep(12);
+  Tell(Plan(1, 1, 0, 12));
+  EXPECT_TRUE(Hear<StepResult>().status.ok());
+  EXPECT_EQ(worker_->beat().kv_full_blocks_used, 1);
+
+  Tell(Welcome{.term = term_});
+  Tell(Plan(1, 2));
+  EXPECT_EQ(Hear<Refusal>().reason.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(worker_->beat().kv_full_blocks_used, 0);
+
+  Keep(3);  // The one before would refuse it: it has another prompt length.
+  EnterAlone(2, 2);
+  Tell(Plan(2, 2, 0, 3));
+  EXPECT_TRUE(Hear<StepResult>().status.ok());
+}
+
 TEST_F(WorkerTest, AnEpochNeedsItsExperts) {
   Load(0, 4);
   Tell(MakeConfigure(1, 1, 8, 1));
