@@ -24,6 +24,7 @@
 #include "base/check.h"
 #include "base/prng.h"
 #include "base/serve/log.h"
+#include "base/serve/seal.h"
 #include "base/status_macros.h"
 #include "coordinator/serve/admin.h"
 #include "coordinator/serve/event_loop.h"
@@ -114,6 +115,12 @@ absl::StatusOr<Listener> Listen(const std::string& address,
   return listener;
 }
 
+// Nobody may guess the keys of epochs.
+CoordinatorOptions WithSeed(CoordinatorOptions options, uint64_t entropy) {
+  options.seed = entropy;
+  return options;
+}
+
 // Answers are bits of these.
 std::string Fingerprint(const CoordinatorServerOptions& options) {
   return absl::StrFormat("shoal-%s-%016x",
@@ -127,7 +134,7 @@ class CoordinatorServer::Impl {
  public:
   explicit Impl(const CoordinatorServerOptions& options)
       : token_index_(MakeIndex(options)),
-        loop_(options.coordinator),
+        loop_(WithSeed(options.coordinator, context_.NextEntropy())),
         delivery_(&loop_, &context_.metrics, options.delivery),
         frontend_(&context_),
         admin_(&context_),
@@ -227,6 +234,7 @@ class CoordinatorServer::Impl {
   // On the loop's thread.
   void Do(Action action) {
     if (auto* send = std::get_if<SendToWorker>(&action)) {
+      if (auto* keep = std::get_if<KeepRecord>(&send->message)) Seal(keep);
       links_.Send(std::move(*send));
     } else if (auto* close = std::get_if<CloseLink>(&action)) {
       links_.Close(*close);
@@ -238,6 +246,12 @@ class CoordinatorServer::Impl {
       const StreamId stream = StreamOf(action);
       delivery_.Deliver(stream, std::move(action));
     }
+  }
+
+  // The core's envelopes are open; what leaves this process is not.
+  void Seal(KeepRecord* keep) const {
+    if (keep->index > 0) return;
+    keep->envelope = sealer_.Seal(keep->envelope, absl::StrCat("sequence ", keep->sequence.value));
   }
 
   static StreamId StreamOf(const Action& action) {
@@ -263,6 +277,8 @@ class CoordinatorServer::Impl {
 
   const std::unique_ptr<TokenIndex> token_index_;  // Null without a tokenizer
   ServiceContext context_;
+  // Nobody opens what it sealed after this process has ended: a later coordinator knows no record.
+  const Sealer sealer_{Sealer::NewKey()};
   EventLoop loop_;
   Delivery delivery_;
   Frontend frontend_;

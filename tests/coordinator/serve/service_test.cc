@@ -50,6 +50,24 @@ TEST_F(ServiceTest, TextPromptsAreTokenisedAndTextIsNotSplitInsideACharacter) {
             "b\xef\xbf\xbd");
 }
 
+TEST_F(ServiceTest, WorkersCannotReadTheEnvelope) {
+  absl::Mutex mutex;
+  std::string envelope;
+  StartWithWorker([&](const KeepRecord& record, int32_t) {
+    absl::MutexLock lock(&mutex);
+    envelope = record.envelope;
+    return TokenId{7};
+  });
+  v1::GenerateRequest request = Asks(0, 5);
+  request.mutable_limits()->add_stop("nobody knows");
+
+  EXPECT_TRUE(Generate(request).status.ok());
+
+  absl::MutexLock lock(&mutex);
+  EXPECT_FALSE(envelope.empty());
+  EXPECT_THAT(envelope, testing::Not(HasSubstr("nobody knows")));
+}
+
 TEST_F(ServiceTest, AStopTokenEndsTheAnswerAndIsNotText) {
   StartWithWorker(Script({7, 8, kReturn}));
 
