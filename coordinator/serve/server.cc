@@ -72,6 +72,13 @@ absl::Status CheckUnixSocketIsFree(const std::string& address) {
       absl::StrCat("address in use: another process listens on ", address));
 }
 
+bool IsOfThisHost(absl::string_view address) {
+  for (const absl::string_view prefix : {"unix:", "127.", "localhost:", "[::1]:"}) {
+    if (absl::StartsWith(address, prefix)) return true;
+  }
+  return false;
+}
+
 enum class Peers : uint8_t { kClients, kWorkers, kBoth };
 
 void SetTransport(Peers peers, grpc::ServerBuilder* builder) {
@@ -112,6 +119,14 @@ absl::StatusOr<Listener> Listen(const std::string& address,
         ": the address is in use or not of this host; choose another, or port 0 for any"));
   }
   if (absl::StartsWith(address, "unix:")) listener.port = 0;
+  if (!IsOfThisHost(address)) {
+    Log(LogLevel::kWarning,
+        "listen.plain_text",
+        {{"address", address},
+         {"why",
+          "whoever reaches this port may use it, and whoever sees its traffic may read it: keep it "
+          "on a network that is trusted as a whole"}});
+  }
   return listener;
 }
 
