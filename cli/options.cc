@@ -34,6 +34,7 @@ int ExitCode(const absl::Status& status) {
     case absl::StatusCode::kOk:
       return kExitOk;
     case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kOutOfRange:
       return kExitUsage;
     case absl::StatusCode::kUnavailable:
     case absl::StatusCode::kResourceExhausted:

@@ -25,21 +25,21 @@ absl::Status CheckDemand(const Demand& demand, int32_t max_positions) {
         absl::StrCat("logits are for one choice, got n = ", demand.num_choices));
   }
   if (demand.prompt_tokens > max_positions) {
-    return absl::InvalidArgumentError(absl::StrCat(
+    return absl::OutOfRangeError(absl::StrCat(
         "prompt of ", demand.prompt_tokens, " tokens exceeds the context of ", max_positions));
   }
   if (demand.wants_prompt_logits || demand.max_tokens <= max_positions - demand.prompt_tokens) {
     return absl::OkStatus();
   }
-  return absl::InvalidArgumentError(absl::StrCat("prompt of ",
-                                                 demand.prompt_tokens,
-                                                 " tokens and max_tokens ",
-                                                 demand.max_tokens,
-                                                 " exceed the context of ",
-                                                 max_positions,
-                                                 "; max_tokens up to ",
-                                                 max_positions - demand.prompt_tokens,
-                                                 " would fit"));
+  return absl::OutOfRangeError(absl::StrCat("prompt of ",
+                                            demand.prompt_tokens,
+                                            " tokens and max_tokens ",
+                                            demand.max_tokens,
+                                            " exceed the context of ",
+                                            max_positions,
+                                            "; max_tokens up to ",
+                                            max_positions - demand.prompt_tokens,
+                                            " would fit"));
 }
 
 absl::Status CheckMemory(const Demand& demand, std::span<const Scheduler* const> ranks) {
@@ -49,17 +49,23 @@ absl::Status CheckMemory(const Demand& demand, std::span<const Scheduler* const>
     if (rank->space().CouldEverHold(demand.max_positions())) return absl::OkStatus();
     largest = std::max(largest, rank->space().full().num_blocks() * kPlanBlockTokens);
   }
+  if (demand.prompt_tokens > largest) {
+    return absl::OutOfRangeError(absl::StrCat("prompt of ",
+                                              demand.prompt_tokens,
+                                              " tokens exceeds the cache of ",
+                                              largest,
+                                              " positions of a rank"));
+  }
   // The last output token takes no position.
-  const int32_t fits = std::max(0, largest + 1 - demand.prompt_tokens);
-  return absl::ResourceExhaustedError(absl::StrCat("prompt of ",
-                                                   demand.prompt_tokens,
-                                                   " tokens and max_tokens ",
-                                                   demand.max_tokens,
-                                                   " exceed the cache of ",
-                                                   largest,
-                                                   " positions of a rank; max_tokens up to ",
-                                                   fits,
-                                                   " would fit"));
+  return absl::OutOfRangeError(absl::StrCat("prompt of ",
+                                            demand.prompt_tokens,
+                                            " tokens and max_tokens ",
+                                            demand.max_tokens,
+                                            " exceed the cache of ",
+                                            largest,
+                                            " positions of a rank; max_tokens up to ",
+                                            largest + 1 - demand.prompt_tokens,
+                                            " would fit"));
 }
 
 std::optional<size_t> ChooseHome(const Sequence& sequence,

@@ -30,11 +30,12 @@ struct Demand {
   }
 };
 
-// The request's own numbers, against the model's context. kInvalidArgument otherwise.
+// The request's own numbers, against the model's context. kOutOfRange: too long for it;
+// kInvalidArgument: wrong in themselves.
 absl::Status CheckDemand(const Demand& demand, int32_t max_positions);
 
-// Some rank of `ranks` could hold it if it were alone there. kResourceExhausted otherwise. Never
-// fails without ranks: who has not come yet may be larger.
+// Some rank of `ranks` could hold it if it were alone there. kOutOfRange otherwise: to try again
+// helps nobody. Never fails without ranks: who has not come yet may be larger.
 absl::Status CheckMemory(const Demand& demand, std::span<const Scheduler* const> ranks);
 
 // The index of the rank that would compute least before the sequence's next token, of those with

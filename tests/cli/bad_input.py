@@ -179,7 +179,7 @@ def check_requests(table, model, work):
         generate("logprobs 21", USAGE, ["21", "20"], "--tokens", "1", "--logprobs", "21", "--json")
         generate("invalid UTF-8", USAGE, ["UTF-8"], "--prompt", b"ab\xff\xfecd")
         many = ",".join(["7"] * 1000)
-        generate("prompt longer than the cache", UNAVAILABLE, ["1000", "would fit"], "--tokens", many, "--max-tokens", "1")
+        generate("prompt longer than the cache", USAGE, ["1000", "exceeds the cache"], "--tokens", many, "--max-tokens", "1")
         longer = ",".join(["7"] * 5000)
         generate("prompt longer than the context", USAGE, ["5000", "4096"], "--tokens", longer, "--max-tokens", "1")
         table.check("UNIX socket in use", UNAVAILABLE, [address, "in use"], "serve", "--model", model, "--listen", address)

@@ -201,6 +201,8 @@ def check_errors(client, model, base_url):
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]), 400, code="unsupported_content")
     expect(openai.BadRequestError, lambda: chat(model=model, messages=[{"role": "user", "content": "fish " * 50000}]), 400,
            code="context_length_exceeded")
+    expect(openai.BadRequestError, lambda: client.completions.create(model=model, prompt="fish", max_tokens=10**6), 400,
+           code="context_length_exceeded", says="would fit")
     expect(openai.BadRequestError, lambda: client.responses.create(model=model, input="x", previous_response_id="resp_1"), 400,
            param="previous_response_id")
     expect(openai.BadRequestError, lambda: chat(model=model, messages=ASK, logit_bias={"1020": 5}), 400)

@@ -169,9 +169,9 @@ TEST(RequestsTest, RefusesWithTheNumbersThatWouldFit) {
   request.deadline = fleet->now;
   const StreamId too_late = fleet->Send(request);
 
-  EXPECT_EQ(fleet->refusals.at(too_long).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(fleet->refusals.at(too_long).code(), absl::StatusCode::kOutOfRange);
   EXPECT_THAT(std::string(fleet->refusals.at(too_long).message()), HasSubstr("up to 1996"));
-  EXPECT_EQ(fleet->refusals.at(too_big).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(fleet->refusals.at(too_big).code(), absl::StatusCode::kOutOfRange);
   // 18 or 20 blocks of 32 positions, and one token more that needs none.
   EXPECT_THAT(std::string(fleet->refusals.at(too_big).message()), HasSubstr("would fit"));
   EXPECT_EQ(fleet->refusals.at(too_late).code(), absl::StatusCode::kDeadlineExceeded);

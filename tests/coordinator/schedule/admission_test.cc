@@ -15,6 +15,7 @@ TEST(AdmissionTest, RefusesWhatTheContextCannotHoldAndSaysWhatWouldFit) {
     const char* name;
     Demand demand;
     const char* message;  // Null: accepted
+    absl::StatusCode code = absl::StatusCode::kInvalidArgument;
   };
 
   const Case cases[] = {
@@ -22,10 +23,12 @@ TEST(AdmissionTest, RefusesWhatTheContextCannotHoldAndSaysWhatWouldFit) {
       {"one too many",
        {.prompt_tokens = 60, .max_tokens = 41},
        "prompt of 60 tokens and max_tokens 41 exceed the context of 100; max_tokens up to 40 would "
-       "fit"},
+       "fit",
+       absl::StatusCode::kOutOfRange},
       {"prompt alone",
        {.prompt_tokens = 101, .max_tokens = 1},
-       "prompt of 101 tokens exceeds the context of 100"},
+       "prompt of 101 tokens exceeds the context of 100",
+       absl::StatusCode::kOutOfRange},
       {"empty",
        {.prompt_tokens = 0, .max_tokens = 1},
        "the prompt is empty; at least one token is needed"},
@@ -44,7 +47,7 @@ TEST(AdmissionTest, RefusesWhatTheContextCannotHoldAndSaysWhatWouldFit) {
 
     EXPECT_EQ(status.ok(), c.message == nullptr) << c.name;
     if (c.message == nullptr) continue;
-    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << c.name;
+    EXPECT_EQ(status.code(), c.code) << c.name;
     EXPECT_EQ(status.message(), c.message) << c.name;
   }
 }
@@ -57,10 +60,12 @@ TEST(AdmissionTest, RefusesWhatNoRankCouldHoldAlone) {
   // 96 positions: the 97th token is output and needs none.
   EXPECT_TRUE(CheckMemory({.prompt_tokens = 90, .max_tokens = 7}, ranks).ok());
   const absl::Status status = CheckMemory({.prompt_tokens = 90, .max_tokens = 8}, ranks);
-  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(status.code(), absl::StatusCode::kOutOfRange);
   EXPECT_EQ(status.message(),
             "prompt of 90 tokens and max_tokens 8 exceed the cache of 96 positions of a rank; "
             "max_tokens up to 7 would fit");
+  EXPECT_EQ(CheckMemory({.prompt_tokens = 97, .max_tokens = 1}, ranks).message(),
+            "prompt of 97 tokens exceeds the cache of 96 positions of a rank");
 }
 
 TEST(AdmissionTest, WithoutRanksNothingIsKnownToBeTooLarge) {
