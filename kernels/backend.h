@@ -36,20 +36,20 @@ inline constexpr int kBlockTokens = 32;
 inline constexpr int kMxBlock = 32;
 
 // Grows whenever the bits of a result may change for the same request.
-inline constexpr int kNumericsVersion = 1;
+inline constexpr int kNumericsVersion = 2;
 
-// (E1) out[r] = table[ids[r]].  table [vocab, hidden] bf16; out [rows, hidden] bf16.
+// (E1) out[r] = table[ids[r]].  table [vocab, hidden] bf16; out [rows, hidden] f32.
 struct EmbedArgs {
   IndexView ids;  // [rows], each in [0, vocab)
   TensorView table;
   TensorView out;
 };
 
-// (E2) If `add` is given: x = bf16(x + add), in place. Then
+// (E2) If `add` is given: x = x + add, in place. Then
 // out = bf16(x * (1 / sqrt(mean(x^2) + eps)) * gain). IEEE sqrt and division. Sum of squares:
 // lanes.
 struct RmsNormArgs {
-  TensorView x;       // [rows, hidden] bf16, the residual stream; written if `add` is given
+  TensorView x;       // [rows, hidden] f32, the residual stream; written if `add` is given
   TensorView add;     // [rows, hidden] bf16, or empty
   const float* gain;  // [hidden]
   TensorView out;     // [rows, hidden] bf16; must not alias x
@@ -148,17 +148,17 @@ struct GroupByExpertArgs {
 
 // out[i] = x[index[i]].
 struct PickRowsArgs {
-  TensorView x;     // [any, cols] bf16
+  TensorView x;     // [any, cols] bf16 or f32
   IndexView index;  // [n]
-  TensorView out;   // [n, cols] bf16
+  TensorView out;   // [n, cols], as x
 };
 
-// (E16) x[r] = bf16(x[r] + sum over slots s = 0, 1, ... of shares[r][s] * rows[r * k + s]), one fma
-// each.
+// (E16) x[r] = x[r] + sum over slots s = 0, 1, ... of shares[r][s] * rows[r * k + s], one fma each.
+// Nothing is rounded to bf16: the residual stream of all layers is fp32 (ADR 0015).
 struct SumSlotsArgs {
   TensorView rows;    // [n * k, hidden] bf16
   TensorView shares;  // [n, k] f32
-  TensorView x;       // [n, hidden] bf16, updated
+  TensorView x;       // [n, hidden] f32, updated
 };
 
 enum class ExpertFormat : uint8_t { kMxfp4, kBf16 };

@@ -149,13 +149,13 @@ void CheckedBackend::Repack(const RepackArgs& args) {
 
 void CheckedBackend::Embed(const EmbedArgs& args) {
   CheckTensor(args.table, DType::kBf16);
-  CheckShape(args.out, DType::kBf16, args.ids.size, args.table.cols);
+  CheckShape(args.out, DType::kF32, args.ids.size, args.table.cols);
   CheckIndices(args.ids, args.out.rows, args.table.rows);
   inner_->Embed(args);
 }
 
 void CheckedBackend::RmsNorm(const RmsNormArgs& args) {
-  CheckTensor(args.x, DType::kBf16);
+  CheckTensor(args.x, DType::kF32);
   CheckShape(args.out, DType::kBf16, args.x.rows, args.x.cols);
   if (!args.add.empty()) CheckShape(args.add, DType::kBf16, args.x.rows, args.x.cols);
   KERNEL_CHECK(args.gain != nullptr && args.eps >= 0.0f);
@@ -225,15 +225,16 @@ void CheckedBackend::GroupByExpert(const GroupByExpertArgs& args) {
 }
 
 void CheckedBackend::PickRows(const PickRowsArgs& args) {
-  CheckTensor(args.x, DType::kBf16);
-  CheckShape(args.out, DType::kBf16, args.index.size, args.x.cols);
+  KERNEL_CHECK(args.x.dtype == DType::kBf16 || args.x.dtype == DType::kF32);
+  CheckTensor(args.x, args.x.dtype);
+  CheckShape(args.out, args.x.dtype, args.index.size, args.x.cols);
   CheckIndices(args.index, args.out.rows, args.x.rows);
   CheckDisjoint(args.x, args.out);
   inner_->PickRows(args);
 }
 
 void CheckedBackend::SumSlots(const SumSlotsArgs& args) {
-  CheckTensor(args.x, DType::kBf16);
+  CheckTensor(args.x, DType::kF32);
   CheckTensor(args.shares, DType::kF32);
   KERNEL_CHECK(args.shares.rows == args.x.rows);
   CheckShape(args.rows, DType::kBf16, args.x.rows * args.shares.cols, args.x.cols);

@@ -25,7 +25,7 @@ std::vector<Activations::Piece> Activations::Layout(const ModelConfig& config,
   const int64_t slice =
       std::clamp<int64_t>(kLogitBytes / (4 * vocab), 1, std::max<int64_t>(1, rows));
   using A = Activations;
-  return {{&A::hidden, DType::kBf16, rows, config.hidden},
+  return {{&A::hidden, DType::kF32, rows, config.hidden},
           {&A::normed, DType::kBf16, rows, config.hidden},
           {&A::qkv, DType::kBf16, rows, config.qkv_rows()},
           {&A::attended, DType::kBf16, rows, config.q_cols()},
@@ -39,7 +39,7 @@ std::vector<Activations::Piece> Activations::Layout(const ModelConfig& config,
           {&A::expert_offsets, DType::kI32, 1, config.num_experts + 1},
           {&A::pair_row, DType::kI32, 1, rows * k},
           {&A::pair_out, DType::kI32, 1, rows * k},
-          {&A::picked, DType::kBf16, rows, config.hidden},
+          {&A::picked, DType::kF32, rows, config.hidden},
           {&A::logits, DType::kF32, slice, vocab}};
 }
 

@@ -93,7 +93,7 @@ class Activations {
 
   const ActivationSizes& sizes() const { return sizes_; }
 
-  TensorView hidden;      // [max_rows, hidden] bf16, the residual stream
+  TensorView hidden;      // [max_rows, hidden] f32, the residual stream
   TensorView normed;      // [max_rows, hidden] bf16
   TensorView qkv;         // [max_rows, (num_heads + 2 num_kv_heads) * head_dim] bf16
   TensorView attended;    // [max_rows, num_heads * head_dim] bf16
@@ -107,7 +107,7 @@ class Activations {
   TensorView expert_offsets;  // [1, num_experts + 1] i32, then as many pairs as a cell of one has:
   TensorView pair_row;        // [1, max_rows * k] i32
   TensorView pair_out;        // [1, max_rows * k] i32
-  TensorView picked;          // [max_rows, hidden] bf16, rows whose logits are wanted
+  TensorView picked;          // [max_rows, hidden] f32, rows whose logits are wanted
   TensorView logits;          // [slice, vocab] f32; as many rows as kLogitBytes hold, at least one
 
   DeviceIndexes token_ids, positions, full_slots, window_slots, full_tables, window_tables;

@@ -48,10 +48,11 @@ struct LanesAvx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0xd8));
   }
 
-  SHOAL_INLINE void StoreFirst(Bf16* to, int64_t n) const {
-    Bf16 padded[kWidth];
+  template <typename T>
+  SHOAL_INLINE void StoreFirst(T* to, int64_t n) const {
+    T padded[kWidth];
     Store(padded);
-    std::memcpy(to, padded, FirstLanes(n) * sizeof(Bf16));
+    std::memcpy(to, padded, FirstLanes(n) * sizeof(T));
   }
 
   SHOAL_INLINE friend LanesAvx2 operator+(LanesAvx2 a, LanesAvx2 b) {

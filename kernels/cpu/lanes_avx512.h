@@ -37,6 +37,10 @@ struct LanesAvx512 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), Narrow());
   }
 
+  SHOAL_INLINE void StoreFirst(float* to, int64_t n) const {
+    _mm512_mask_storeu_ps(to, FirstLanes(n), v);
+  }
+
   SHOAL_INLINE void StoreFirst(Bf16* to, int64_t n) const {
     _mm256_mask_storeu_epi16(to, FirstLanes(n), Narrow());
   }

@@ -55,6 +55,10 @@ struct LanesScalar {
     for (int i = 0; i < kWidth; ++i) to[i] = ToBf16(lane[i]);
   }
 
+  SHOAL_INLINE void StoreFirst(float* to, int64_t n) const {
+    for (int i = 0; i < kWidth && i < n; ++i) to[i] = lane[i];
+  }
+
   SHOAL_INLINE void StoreFirst(Bf16* to, int64_t n) const {
     for (int i = 0; i < kWidth && i < n; ++i) to[i] = ToBf16(lane[i]);
   }

@@ -1,4 +1,4 @@
-// (E2) x = bf16(x + add); out = bf16(x * (1 / sqrt(mean(x^2) + eps)) * gain). fp32 throughout; the
+// (E2) x = x + add; out = bf16(x * (1 / sqrt(mean(x^2) + eps)) * gain). fp32 throughout; the
 // sum of squares by lanes, division and square root IEEE. The residual stream is read from memory
 // once for both.
 #include "kernels/cpu/backend.h"
@@ -11,7 +11,7 @@ namespace shoal {
 void CpuBackend::RmsNorm(const RmsNormArgs& args) {
   pool_->ParallelFor(args.x.rows, /*grain=*/8, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
-      row_kernels_->rms_norm(args.x.row<Bf16>(r),
+      row_kernels_->rms_norm(args.x.row<float>(r),
                              args.add.empty() ? nullptr : args.add.row<Bf16>(r),
                              args.gain,
                              args.eps,

@@ -14,13 +14,13 @@
 namespace shoal {
 
 struct RowKernels {
-  // x += add (if not null), rounded; out = bf16(x / rms(x) * gain).
-  void (*rms_norm)(Bf16* x, const Bf16* add, const float* gain, float eps, int64_t n, Bf16* out);
+  // x += add (if not null); out = bf16(x / rms(x) * gain).
+  void (*rms_norm)(float* x, const Bf16* add, const float* gain, float eps, int64_t n, Bf16* out);
   // Rotates the pairs (x[i], x[i + half]) of one head by (cos[i], sin[i]), in place.
   void (*rotate)(Bf16* x, const float* cos, const float* sin, int64_t half);
-  // x = bf16(x + sum over s < k of shares[s] * rows[s * stride + i]).
+  // x += sum over s < k of shares[s] * rows[s * stride + i].
   void (*sum_slots)(
-      Bf16* x, const Bf16* rows, int64_t stride, const float* shares, int64_t k, int64_t n);
+      float* x, const Bf16* rows, int64_t stride, const float* shares, int64_t k, int64_t n);
   // One task of attention; see attention_kernel.h.
   void (*attend)(const AttentionTask& task, std::byte* scratch);
   // The largest of n values, NaNs left out; -infinity if there is none.
@@ -44,8 +44,8 @@ SHOAL_INLINE V LoadAt(const T* from, int64_t i, int64_t n) {
   return i + V::kWidth <= n ? V::Load(from + i) : V::LoadFirst(from + i, n - i);
 }
 
-template <typename V>
-SHOAL_INLINE void StoreAt(V x, Bf16* to, int64_t i, int64_t n) {
+template <typename V, typename T>
+SHOAL_INLINE void StoreAt(V x, T* to, int64_t i, int64_t n) {
   if (i + V::kWidth <= n) {
     x.Store(to + i);
   } else {
@@ -54,11 +54,14 @@ SHOAL_INLINE void StoreAt(V x, Bf16* to, int64_t i, int64_t n) {
 }
 
 template <typename V>
-void RmsNorm(Bf16* x, const Bf16* add, const float* gain, float eps, int64_t n, Bf16* out) {
+void RmsNorm(float* x, const Bf16* add, const float* gain, float eps, int64_t n, Bf16* out) {
   V squares = V::Broadcast(0.0f);
   for (int64_t i = 0; i < n; i += V::kWidth) {
-    if (add != nullptr) StoreAt(LoadAt<V>(x, i, n) + LoadAt<V>(add, i, n), x, i, n);
-    const V value = LoadAt<V>(x, i, n);
+    V value = LoadAt<V>(x, i, n);
+    if (add != nullptr) {
+      value = value + LoadAt<V>(add, i, n);
+      StoreAt(value, x, i, n);
+    }
     squares = Fma(value, value, squares);
   }
   const float mean = Sum(squares) / static_cast<float>(n);
@@ -83,7 +86,7 @@ void Rotate(Bf16* x, const float* cos, const float* sin, int64_t half) {
 
 template <typename V>
 void SumSlots(
-    Bf16* x, const Bf16* rows, int64_t stride, const float* shares, int64_t k, int64_t n) {
+    float* x, const Bf16* rows, int64_t stride, const float* shares, int64_t k, int64_t n) {
   for (int64_t i = 0; i < n; i += V::kWidth) {
     V sum = LoadAt<V>(x, i, n);
     for (int64_t s = 0; s < k; ++s) {

@@ -1,4 +1,4 @@
-// Rows of bf16 eight at a time where their length and addresses allow it, else one at a time.
+// Rows eight elements at a time where their length and addresses allow it, else one at a time.
 #pragma once
 
 #include <cstdint>
@@ -8,27 +8,35 @@
 
 namespace shoal::cuda {
 
-template <int kWidth>
-struct Bf16Pack {
+// Neighbours of a row of bf16 or fp32, moved 16 bytes at a time if they are eight.
+template <typename T, int kWidth>
+struct Pack {
   static_assert(kWidth == 1 || kWidth == 8);
-  alignas(2 * kWidth) Bf16 values[kWidth];
+  static constexpr int kWords = kWidth * int{sizeof(T)} / int{sizeof(uint4)};
+  alignas(kWidth == 8 ? sizeof(uint4) : sizeof(T)) T values[kWidth];
 };
 
-template <int kWidth>
-__device__ inline Bf16Pack<kWidth> LoadPack(const Bf16* from) {
-  Bf16Pack<kWidth> pack;
+template <int kWidth, typename T>
+__device__ inline Pack<T, kWidth> LoadPack(const T* from) {
+  Pack<T, kWidth> pack;
   if constexpr (kWidth == 8) {
-    *reinterpret_cast<uint4*>(pack.values) = *reinterpret_cast<const uint4*>(from);
+#pragma unroll
+    for (int i = 0; i < pack.kWords; ++i) {
+      reinterpret_cast<uint4*>(pack.values)[i] = reinterpret_cast<const uint4*>(from)[i];
+    }
   } else {
     pack.values[0] = *from;
   }
   return pack;
 }
 
-template <int kWidth>
-__device__ inline void StorePack(Bf16* to, const Bf16Pack<kWidth>& pack) {
+template <int kWidth, typename T>
+__device__ inline void StorePack(T* to, const Pack<T, kWidth>& pack) {
   if constexpr (kWidth == 8) {
-    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(pack.values);
+#pragma unroll
+    for (int i = 0; i < pack.kWords; ++i) {
+      reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(pack.values)[i];
+    }
   } else {
     *to = pack.values[0];
   }

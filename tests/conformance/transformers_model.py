@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """transformers' GptOssForCausalLM reads what `shoal synth` writes, and agrees with `shoal logits`.
 
-transformers computes in fp32, so the difference is ours: the bounds of micro_model.py, also where the 300-token prompt
-crosses the window. Then in bf16: over the long prompt we must be at least as close to fp32, on average, as transformers' own
-bf16 is. Exit status 77 (skipped) without torch or transformers.
+transformers computes in fp32, so the difference is ours: the bounds of micro_model.py, on its prompts of 12 and 300 tokens. Then
+in bf16: over the natural prompt we must be at least as close to fp32, on average, as transformers' own bf16 is. Exit status 77 (skipped) without torch or transformers.
 """
 import pathlib
 import subprocess
@@ -24,7 +23,7 @@ def main():
         print(f"SKIPPED: {error}", file=sys.stderr)
         sys.exit(77)
     shoal, source = sys.argv[1], pathlib.Path(sys.argv[2])
-    gap = np.load(source / "tests/golden/micro_model_long_gap.npy")
+    prompts = {name: micro_model.tokens_of(source, name) for name in micro_model.PROMPTS}
 
     def run(model, tokens, dtype):
         theirs = GptOssForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager")
@@ -37,15 +36,13 @@ def main():
             subprocess.run([shoal, "synth", model, "--geometry", "tiny", "--layout", layout], check=True,
                            stdout=subprocess.DEVNULL)
             out = f"{work}/logits.npy"
-            expected = run(model, micro_model.SHORT, torch.float32)
-            ours = micro_model.logits(shoal, model, micro_model.SHORT, out, "--workers", "2")
-            micro_model.compare(f"{layout} short", ours, expected, micro_model.SHORT_BOUND)
-            expected = run(model, micro_model.LONG, torch.float32)
-            ours = micro_model.logits(shoal, model, micro_model.LONG, out, "--workers", "2")
-            micro_model.compare(f"{layout} long", ours, expected, micro_model.LONG_BOUND, micro_model.decided(gap))
-            rounded = np.abs(run(model, micro_model.LONG, torch.bfloat16) - expected)
-            print(f"{layout} long, transformers in bf16: max {rounded.max():.4f}, mean {rounded.mean():.5f}")
-            assert np.abs(ours - expected).mean() <= rounded.mean()
+            for name, tokens in prompts.items():
+                expected = run(model, tokens, torch.float32)
+                ours = micro_model.logits(shoal, model, tokens, out, "--workers", "2")
+                micro_model.compare(f"{layout} {name}", ours, expected, micro_model.BOUND[name], micro_model.MEAN_BOUND[name])
+                rounded = np.abs(run(model, tokens, torch.bfloat16) - expected)
+                print(f"{layout} {name}, transformers in bf16: max {rounded.max():.4f}, mean {rounded.mean():.5f}")
+                assert np.abs(ours - expected).mean() <= rounded.mean()
 
 
 if __name__ == "__main__":

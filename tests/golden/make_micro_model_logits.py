@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Writes micro_model_logits.txt: exact logits of the micro-model, from the float64 implementation in numpy.
+"""Writes micro_model_logits.txt and micro_model_{short,long,natural}.npy: exact logits of the micro-model, from the float64
+implementation in numpy.
 
-    make_micro_model_logits.py PATH/TO/gptoss_reference.py > micro_model_logits.txt
+    make_micro_model_logits.py PATH/TO/gptoss_reference.py FOLDER
 
-Per line: prompt (short or long), position, token, then the 128 logits; or, for most of the long prompt's positions, the
-token only. The short prompt is that of the specification. The long one, of 300 tokens, is chosen token by token such
-that in no layer the fourth and fifth expert are nearer than 0.06: with nearer ones any engine that rounds to bf16 now
-and then takes another expert, and a comparison says nothing. Positions at the edges of blocks (32) have their logits.
+The text has, per line: prompt (short or long), position, token, then the 128 logits; or, for most of the long prompt's
+positions, the token only. Positions at the edges of blocks (32) have their logits. The arrays have all positions, in fp32.
+
+The short prompt is that of the specification. The long one, of 300 tokens, is chosen token by token such that in no layer
+the fourth and fifth expert are nearer than 0.06: with nearer ones any engine that rounds to bf16 now and then takes
+another expert, and a comparison says nothing. The natural one, of 300 tokens too, is a formula and has such near ones.
 """
 import importlib.util
 import sys
@@ -39,18 +42,21 @@ def long_prompt(weights):
     return tokens
 
 
-def write(name, tokens, logits, positions):
-    for position, token in enumerate(tokens):
+def write(name, tokens, positions, text):
+    logits = reference.forward(weights, tokens)
+    np.save(f"{folder}/micro_model_{name}.npy", logits.astype(np.float32))
+    for position, token in enumerate(tokens if positions else []):
         values = logits[position] if position in positions else []
-        print(name, position, token, *(f"{value:.5f}" for value in values))
+        print(name, position, token, *(f"{value:.5f}" for value in values), file=text)
 
 
+folder = sys.argv[2]
 weights = reference.make()
 # Candidates are many; a layer's expert matrices are made once.
 matrices = {f"model.layers.{layer}.": tuple(reference.expert_matrices(weights, f"model.layers.{layer}."))
             for layer in range(4)}
 reference.expert_matrices = lambda _, prefix: matrices[prefix]
-short = reference.TOKENS
-write("short", short, reference.forward(weights, short), range(len(short)))
-tokens = long_prompt(weights)
-write("long", tokens, reference.forward(weights, tokens), POSITIONS)
+with open(f"{folder}/micro_model_logits.txt", "w", encoding="utf-8") as out:
+    write("short", reference.TOKENS, range(len(reference.TOKENS)), out)
+    write("long", long_prompt(weights), POSITIONS, out)
+    write("natural", [(i * i * 7 + i * 3 + 5) % 128 for i in range(LENGTH)], (), out)

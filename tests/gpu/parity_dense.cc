@@ -25,6 +25,7 @@ class DenseChecks : public Checks {
   }
 
  private:
+  // Rows of bf16 and of fp32, and those of an embedding, which become fp32.
   void Copies() {
     for (const int64_t cols : {8, 33, 64, 2'880}) {
       for (const int64_t rows : {1, 7, 65}) {
@@ -40,8 +41,24 @@ class DenseChecks : public Checks {
                        .out = MakeTensor(gpu_out, DType::kBf16, rows, cols)});
         cpu_.PickRows(
             {.x = View(table, 100, cols), .index = Index(ids), .out = View(out, rows, cols)});
-        Check(EqualBits(device.Get(gpu_out, out.size()), out),
-              "pick rows " + std::to_string(rows) + " x " + std::to_string(cols));
+        const std::string shape = std::to_string(rows) + " x " + std::to_string(cols);
+        Check(EqualBits(device.Get(gpu_out, out.size()), out), "pick rows " + shape);
+
+        std::vector<float> wide(out.size(), -1.0f);
+        std::vector<float> stream = RandomFloats(3, 100 * cols, 1.0);
+        float* const gpu_wide = device.Put(wide);
+        gpu_.PickRows({.x = MakeTensor(device.Put(stream), DType::kF32, 100, cols),
+                       .index = {device.Put(ids), rows},
+                       .out = MakeTensor(gpu_wide, DType::kF32, rows, cols)});
+        cpu_.PickRows(
+            {.x = View(stream, 100, cols), .index = Index(ids), .out = View(wide, rows, cols)});
+        Check(EqualBits(device.Get(gpu_wide, wide.size()), wide), "pick fp32 rows " + shape);
+        gpu_.Embed({.ids = {device.Put(ids), rows},
+                    .table = MakeTensor(device.Put(table), DType::kBf16, 100, cols),
+                    .out = MakeTensor(gpu_wide, DType::kF32, rows, cols)});
+        cpu_.Embed(
+            {.ids = Index(ids), .table = View(table, 100, cols), .out = View(wide, rows, cols)});
+        Check(EqualBits(device.Get(gpu_wide, wide.size()), wide), "embed " + shape);
       }
     }
   }
@@ -50,20 +67,20 @@ class DenseChecks : public Checks {
     for (const int64_t cols : {8, 33, 64, 2'880}) {
       for (const bool adds : {false, true}) {
         const int64_t rows = 9;
-        std::vector<Bf16> x = RandomBf16(3, rows * cols, 2.0);
+        std::vector<float> x = RandomFloats(3, rows * cols, 2.0);
         std::vector<Bf16> add = RandomBf16(4, rows * cols, 1.0);
         const std::vector<float> gain = RandomFloats(5, cols, 1.0);
         std::vector<Bf16> out(x.size(), kPoison);
         DeviceArrays device(&gpu_);
-        Bf16* const gpu_x = device.Put(x);
+        float* const gpu_x = device.Put(x);
         Bf16* const gpu_out = device.Put(out);
         const auto view = [&](void* data) { return MakeTensor(data, DType::kBf16, rows, cols); };
-        gpu_.RmsNorm({.x = view(gpu_x),
+        gpu_.RmsNorm({.x = MakeTensor(gpu_x, DType::kF32, rows, cols),
                       .add = adds ? view(device.Put(add)) : TensorView{},
                       .gain = device.Put(gain),
                       .out = view(gpu_out),
                       .eps = 1e-5f});
-        cpu_.RmsNorm({.x = view(x.data()),
+        cpu_.RmsNorm({.x = View(x, rows, cols),
                       .add = adds ? view(add.data()) : TensorView{},
                       .gain = gain.data(),
                       .out = view(out.data()),
@@ -266,14 +283,14 @@ class DenseChecks : public Checks {
   void Sums() {
     for (const int64_t cols : {33, 64, 2'880}) {
       const int64_t rows = 7, k = 4;
-      std::vector<Bf16> x = RandomBf16(15, rows * cols, 1.0);
+      std::vector<float> x = RandomFloats(15, rows * cols, 1.0);
       std::vector<Bf16> slots = RandomBf16(16, rows * k * cols, 1.0);
       std::vector<float> shares = RandomFloats(17, rows * k, 0.4);
       DeviceArrays device(&gpu_);
-      Bf16* const gpu_x = device.Put(x);
+      float* const gpu_x = device.Put(x);
       gpu_.SumSlots({.rows = MakeTensor(device.Put(slots), DType::kBf16, rows * k, cols),
                      .shares = MakeTensor(device.Put(shares), DType::kF32, rows, k),
-                     .x = MakeTensor(gpu_x, DType::kBf16, rows, cols)});
+                     .x = MakeTensor(gpu_x, DType::kF32, rows, cols)});
       cpu_.SumSlots({.rows = View(slots, rows * k, cols),
                      .shares = View(shares, rows, k),
                      .x = View(x, rows, cols)});

@@ -234,7 +234,7 @@ class StepModel {
     const auto ints = [&](int64_t count) {
       return static_cast<int32_t*>(memory_.Allocate(static_cast<size_t>(count) * sizeof(int32_t)));
     };
-    hidden_ = make(DType::kBf16, rows, g_.hidden);
+    hidden_ = make(DType::kF32, rows, g_.hidden);
     normed_ = make(DType::kBf16, rows, g_.hidden);
     qkv_ = make(DType::kBf16, rows, qkv);
     attended_ = make(DType::kBf16, rows, q);
@@ -243,7 +243,7 @@ class StepModel {
     expert_ids_ = make(DType::kI32, rows, g_.k);
     shares_ = make(DType::kF32, rows, g_.k);
     returned_ = make(DType::kBf16, rows * g_.k, g_.hidden);
-    picked_ = make(DType::kBf16, std::min<int64_t>(rows, 512), g_.hidden);
+    picked_ = make(DType::kF32, std::min<int64_t>(rows, 512), g_.hidden);
     logits_ = make(DType::kF32, std::min<int64_t>(rows, 512), g_.vocab);
     ids_ = ints(rows);
     positions_ = ints(rows);

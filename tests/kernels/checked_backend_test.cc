@@ -24,11 +24,12 @@ class CheckedBackendDeathTest : public ::testing::Test {
   std::vector<Bf16> a_ = RandomBf16(1, 4 * 32, 1.0);
   std::vector<Bf16> b_ = RandomBf16(2, 4 * 32, 1.0);
   std::vector<float> floats_ = RandomFloats(3, 4 * 32, 1.0);
+  std::vector<float> stream_ = RandomFloats(4, 4 * 32, 1.0);
 };
 
 TEST_F(CheckedBackendDeathTest, EmbedWantsIdsOfTheTable) {
   std::vector<int32_t> ids = {0, 3};
-  EmbedArgs args = {.ids = Index(ids), .table = View(a_, 4, 32), .out = View(b_, 2, 32)};
+  EmbedArgs args = {.ids = Index(ids), .table = View(a_, 4, 32), .out = View(stream_, 2, 32)};
   checked_.Embed(args);
 
   ids[1] = 4;
@@ -36,18 +37,19 @@ TEST_F(CheckedBackendDeathTest, EmbedWantsIdsOfTheTable) {
   ids[1] = -1;
   EXPECT_DEATH(checked_.Embed(args), "IsIndex");
   ids[1] = 0;
-  args.out.dtype = DType::kF32;
+  args.out.dtype = DType::kBf16;
   EXPECT_DEATH(checked_.Embed(args), "dtype");
 }
 
 TEST_F(CheckedBackendDeathTest, RmsNormWantsEqualShapesApart) {
   RmsNormArgs args = {
-      .x = View(a_, 4, 32), .gain = floats_.data(), .out = View(b_, 4, 32), .eps = 1e-5f};
+      .x = View(stream_, 4, 32), .gain = floats_.data(), .out = View(b_, 4, 32), .eps = 1e-5f};
   checked_.RmsNorm(args);
 
   args.out = View(b_, 3, 32);
   EXPECT_DEATH(checked_.RmsNorm(args), "rows");
-  args.out = View(a_, 4, 32);
+  args.out = View(b_, 4, 32);
+  args.out.data = stream_.data();
   EXPECT_DEATH(checked_.RmsNorm(args), "begin");
   args.out = View(b_, 4, 32);
   args.gain = nullptr;
@@ -135,8 +137,11 @@ TEST_F(CheckedBackendDeathTest, RowMovesWantMatchingCounts) {
   checked_.PickRows(pick);
   index[0] = 4;
   EXPECT_DEATH(checked_.PickRows(pick), "IsIndex");
+  pick.x.dtype = DType::kF32;
+  EXPECT_DEATH(checked_.PickRows(pick), "dtype");
 
-  SumSlotsArgs sum = {.rows = View(a_, 4, 32), .shares = View(floats_, 2, 2), .x = View(b_, 2, 32)};
+  SumSlotsArgs sum = {
+      .rows = View(a_, 4, 32), .shares = View(floats_, 2, 2), .x = View(stream_, 2, 32)};
   checked_.SumSlots(sum);
   sum.rows = View(a_, 3, 32);
   EXPECT_DEATH(checked_.SumSlots(sum), "rows");

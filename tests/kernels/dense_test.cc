@@ -29,7 +29,7 @@ void ExpectBf16Near(Bf16 value, double exact, double fp32_error) {
 
 TEST(RmsNormTest, GivesTheWorkedExample) {  // gpt-oss.md 8.4
   for (NamedBackend& b : AllBackends()) {
-    std::vector<Bf16> x = ToBf16s({1, -2, 3, -4});
+    std::vector<float> x = {1, -2, 3, -4};
     const std::vector<float> gain = {1, 0.5f, 2, 1};
     std::vector<Bf16> out(4);
 
@@ -46,10 +46,10 @@ TEST(RmsNormTest, AgreesWithDoubleArithmeticAndAcrossInstructionSets) {
   for (const int64_t cols : {1, 2, 15, 16, 17, 64, 90, 2880}) {
     for (const int64_t rows : {1, 7, 33}) {
       for (const bool adds : {false, true}) {
-        const auto x0 = RandomBf16(1, rows * cols, 3.0);
+        const auto x0 = RandomFloats(1, rows * cols, 3.0);
         auto add = RandomBf16(2, rows * cols, 1.0);
         const auto gain = RandomFloats(3, cols, 1.0);
-        std::vector<std::vector<Bf16>> xs;
+        std::vector<std::vector<float>> xs;
         std::vector<std::vector<Bf16>> outs;
 
         for (const NamedBackend& b : all) {
@@ -70,14 +70,14 @@ TEST(RmsNormTest, AgreesWithDoubleArithmeticAndAcrossInstructionSets) {
           double squares = 0;
           for (int64_t c = 0; c < cols; ++c) {
             const size_t i = static_cast<size_t>(r * cols + c);
-            const Bf16 sum = adds ? ToBf16(ToFloat(x0[i]) + ToFloat(add[i])) : x0[i];
+            const float sum = adds ? x0[i] + ToFloat(add[i]) : x0[i];
             ASSERT_EQ(xs[0][i], sum);
-            squares += static_cast<double>(ToFloat(sum)) * static_cast<double>(ToFloat(sum));
+            squares += static_cast<double>(sum) * static_cast<double>(sum);
           }
           const double scale = 1.0 / std::sqrt(squares / static_cast<double>(cols) + 1e-5);
           for (int64_t c = 0; c < cols; ++c) {
             const size_t i = static_cast<size_t>(r * cols + c);
-            const double exact = static_cast<double>(ToFloat(xs[0][i])) * scale *
+            const double exact = static_cast<double>(xs[0][i]) * scale *
                                  static_cast<double>(gain[static_cast<size_t>(c)]);
             ExpectBf16Near(outs[0][i], exact, std::abs(exact) * 1e-6);
           }
@@ -87,18 +87,19 @@ TEST(RmsNormTest, AgreesWithDoubleArithmeticAndAcrossInstructionSets) {
   }
 }
 
-TEST(EmbedTest, CopiesTheNamedRows) {
+TEST(EmbedTest, WidensTheNamedRows) {
   std::vector<Bf16> table = RandomBf16(4, 50 * 37, 1.0);
   std::vector<int32_t> ids(70);
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 13 % 50);
   for (NamedBackend& b : AllBackends()) {
-    std::vector<Bf16> out(ids.size() * 37);
+    std::vector<float> out(ids.size() * 37);
 
     b.backend->Embed({.ids = Index(ids), .table = View(table, 50, 37), .out = View(out, 70, 37)});
 
     for (size_t r = 0; r < ids.size(); ++r) {
       for (size_t c = 0; c < 37; ++c) {
-        ASSERT_EQ(out[r * 37 + c], table[static_cast<size_t>(ids[r]) * 37 + c]) << b.name;
+        const Bf16 value = table[static_cast<size_t>(ids[r]) * 37 + c];
+        ASSERT_EQ(out[r * 37 + c], ToFloat(value)) << b.name;
       }
     }
   }
@@ -121,12 +122,26 @@ TEST(PickRowsTest, CopiesTheIndexedRowsOfAStridedView) {
   }
 }
 
-TEST(SumSlotsTest, AddsTheSlotsInOrderWithOneRounding) {
+TEST(PickRowsTest, CopiesRowsOfTheResidualStream) {
+  std::vector<float> x = RandomFloats(5, 9 * 20, 1.0);
+  const std::vector<int32_t> index = {8, 0, 0, 3, 7};
+  for (NamedBackend& b : AllBackends()) {
+    std::vector<float> out(5 * 20);
+
+    b.backend->PickRows({.x = View(x, 9, 20), .index = Index(index), .out = View(out, 5, 20)});
+
+    for (size_t i = 0; i < out.size(); ++i) {
+      ASSERT_EQ(out[i], x[static_cast<size_t>(index[i / 20]) * 20 + i % 20]) << b.name;
+    }
+  }
+}
+
+TEST(SumSlotsTest, AddsTheSlotsInOrderAndRoundsNothingToBf16) {
   const std::vector<NamedBackend> all = AllBackends();
   for (const int64_t cols : {1, 16, 50, 2880}) {
     for (const int64_t k : {1, 4}) {
       const int64_t n = 11;
-      const auto x0 = RandomBf16(6, n * cols, 10.0);
+      const auto x0 = RandomFloats(6, n * cols, 10.0);
       auto rows = RandomBf16(7, n * k * cols, 3.0);
       auto shares = RandomFloats(8, n * k, 0.5);
       for (const NamedBackend& b : all) {
@@ -137,13 +152,13 @@ TEST(SumSlotsTest, AddsTheSlotsInOrderWithOneRounding) {
 
         for (int64_t r = 0; r < n; ++r) {
           for (int64_t c = 0; c < cols; ++c) {
-            float sum = ToFloat(x0[static_cast<size_t>(r * cols + c)]);
+            float sum = x0[static_cast<size_t>(r * cols + c)];
             for (int64_t s = 0; s < k; ++s) {
               sum = std::fma(shares[static_cast<size_t>(r * k + s)],
                              ToFloat(rows[static_cast<size_t>((r * k + s) * cols + c)]),
                              sum);
             }
-            ASSERT_EQ(x[static_cast<size_t>(r * cols + c)], ToBf16(sum)) << b.name;
+            ASSERT_EQ(x[static_cast<size_t>(r * cols + c)], sum) << b.name;
           }
         }
       }

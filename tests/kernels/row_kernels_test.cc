@@ -45,28 +45,33 @@ TEST(RowKernelsTest, ExpHasTheBitsOfTheScalarFunction) {
   }
 }
 
+// By way of rotations, which round a sum of two products.
 TEST(RowKernelsTest, RoundingToBf16HasTheBitsOfTheScalarFunction) {
-  constexpr int64_t kBatch = 1003;
-  std::vector<Bf16> x;
-  std::vector<Bf16> rows;
+  constexpr int64_t kHalf = 1003;
+  std::vector<Bf16> a;
+  std::vector<Bf16> b;
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
     for (const uint32_t other :
          {0x0000u, 0x3f80u, 0x3f81u, 0x7f7fu, 0x7f80u, 0xff80u, 0x7fc1u, 0x8001u}) {
-      x.push_back({static_cast<uint16_t>(bits)});
-      rows.push_back({static_cast<uint16_t>(other)});
+      a.push_back({static_cast<uint16_t>(bits)});
+      b.push_back({static_cast<uint16_t>(other)});
     }
   }
-  // By the first share sums fall between two bf16, by the second (256 + 1, 258 + 1) halfway.
-  for (const float share : {0x1.000ep-3f, 1.0f}) {
+  // By the first factor sums fall between two bf16, by the second (256 + 1, 258 + 1) halfway.
+  for (const float factor : {0x1.000ep-3f, 1.0f}) {
+    const std::vector<float> cos(kHalf, 1.0f), sin(kHalf, -factor);
     for (const CpuIsa isa : AvailableIsas()) {
-      std::vector<Bf16> sums = x;
-      for (int64_t i = 0; i < std::ssize(sums); i += kBatch) {
-        const int64_t n = std::min<int64_t>(kBatch, std::ssize(sums) - i);
-        GetRowKernels(isa).sum_slots(sums.data() + i, rows.data() + i, 0, &share, 1, n);
-      }
-      for (size_t i = 0; i < sums.size(); ++i) {
-        const Bf16 expected = ToBf16(std::fma(share, ToFloat(rows[i]), ToFloat(x[i])));
-        ASSERT_EQ(sums[i], expected) << CpuIsaName(isa) << ", " << x[i].bits << " " << rows[i].bits;
+      for (size_t first = 0; first < a.size(); first += kHalf) {
+        const size_t n = std::min<size_t>(kHalf, a.size() - first);
+        std::vector<Bf16> pairs(a.begin() + first, a.begin() + first + n);
+        pairs.insert(pairs.end(), b.begin() + first, b.begin() + first + n);
+        GetRowKernels(isa).rotate(pairs.data(), cos.data(), sin.data(), static_cast<int64_t>(n));
+        for (size_t i = 0; i < n; ++i) {
+          const float x = ToFloat(a[first + i]), y = ToFloat(b[first + i]);
+          ASSERT_EQ(pairs[i], ToBf16(x + y * factor)) << CpuIsaName(isa) << ", " << x << " " << y;
+          ASSERT_EQ(pairs[n + i], ToBf16(y - x * factor))
+              << CpuIsaName(isa) << ", " << x << " " << y;
+        }
       }
     }
   }

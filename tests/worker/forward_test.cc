@@ -153,7 +153,7 @@ TEST(ForwardTest, EveryLayerAgreesWithExactArithmetic) {
     DrivePrompts(&rig, prompts, {});
     const Activations& act = *rig.rank(0).activations;
     for (int i = 0; i < 4; ++i) {
-      const float residual = ToFloat(act.hidden.row<Bf16>(11)[i]);
+      const float residual = act.hidden.row<float>(11)[i];
       EXPECT_NEAR(residual, kLayers[layers - 1].residual[i], 0.03) << layers << " layers, " << i;
       EXPECT_EQ(act.expert_ids.row<int32_t>(11)[i], kLayers[layers - 1].experts[i]);
     }
