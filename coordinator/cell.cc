@@ -44,7 +44,7 @@ std::set<ExpertId> Cell::Layout::Share(size_t rank) const {
 
 void Cell::Join(WorkerId worker) {
   CHECK(workers_.insert(worker).second);
-  fleet_->membership.At(worker).cell = id_;
+  fleet_->roster.At(worker).cell = id_;
   Retarget();
 }
 
@@ -101,7 +101,7 @@ absl::StatusOr<Cell::Layout> Cell::Place(const std::vector<WorkerId>& ranks,
                                          PlacementGoal goal) const {
   std::vector<PlacementSite> sites;
   for (const WorkerId id : ranks) {
-    const Worker& worker = fleet_->membership.At(id);
+    const EnrolledWorker& worker = fleet_->roster.At(id);
     sites.push_back({worker.enrol.host, worker.max_experts, worker.held});
   }
   ASSIGN_OR_RETURN(
@@ -114,7 +114,7 @@ void Cell::AskLoads() {
   const uint64_t version = fleet_->NextPlacementVersion();
   for (size_t rank = 0; rank < target_->ranks.size(); ++rank) {
     const WorkerId id = target_->ranks[rank];
-    Worker& worker = fleet_->membership.At(id);
+    EnrolledWorker& worker = fleet_->roster.At(id);
     std::set<ExpertId> share = target_->Share(rank);
     const bool has_all =
         std::includes(worker.held.begin(), worker.held.end(), share.begin(), share.end());
@@ -132,7 +132,7 @@ void Cell::AskLoads() {
 
 bool Cell::IsLoaded(const Layout& layout) const {
   for (size_t rank = 0; rank < layout.ranks.size(); ++rank) {
-    const Worker& worker = fleet_->membership.At(layout.ranks[rank]);
+    const EnrolledWorker& worker = fleet_->roster.At(layout.ranks[rank]);
     const std::set<ExpertId> share = layout.Share(rank);
     if (!worker.has_loaded) return false;
     if (!std::includes(worker.held.begin(), worker.held.end(), share.begin(), share.end())) {
@@ -143,7 +143,7 @@ bool Cell::IsLoaded(const Layout& layout) const {
 }
 
 absl::Status Cell::OnExpertsLoaded(WorkerId id, const ExpertsLoaded& message) {
-  Worker& worker = fleet_->membership.At(id);
+  EnrolledWorker& worker = fleet_->roster.At(id);
   if (message.cell != id_ || message.placement_version != worker.asked_version) {
     return absl::OkStatus();  // The answer to a request that another one has replaced
   }
@@ -189,7 +189,7 @@ void Cell::Configure() {
       .max_rows = fleet_->options.max_rows,
       .deadline_ms = absl::ToInt64Milliseconds(fleet_->options.epoch_deadline)};
   for (const WorkerId id : layout_.ranks) {
-    const Enrol& enrol = fleet_->membership.At(id).enrol;
+    const Enrol& enrol = fleet_->roster.At(id).enrol;
     message.members.push_back({id, enrol.incarnation, enrol.exchange_endpoint, enrol.host});
   }
   for (uint8_t& byte : message.key) byte = static_cast<uint8_t>(fleet_->prng.Next() >> 56);
@@ -198,7 +198,7 @@ void Cell::Configure() {
     for (const int32_t holder : holders) ranks.push_back(Rank{holder});
   }
   for (size_t rank = 0; rank < layout_.ranks.size(); ++rank) {
-    Worker& worker = fleet_->membership.At(layout_.ranks[rank]);
+    EnrolledWorker& worker = fleet_->roster.At(layout_.ranks[rank]);
     // The rest it may drop as soon as it is ready, which it may be before we hear of it.
     worker.held = layout_.Share(rank);
     message.rank = Rank{static_cast<int32_t>(rank)};
@@ -216,7 +216,7 @@ void Cell::Configure() {
 void Cell::BuildHomes() {
   const CoordinatorOptions& options = fleet_->options;
   for (const WorkerId id : layout_.ranks) {
-    const Worker& worker = fleet_->membership.At(id);
+    const EnrolledWorker& worker = fleet_->roster.At(id);
     Home& home = homes_[id];
     if (home.scheduler != nullptr) {
       home.scheduler->RewindAll();

@@ -268,18 +268,18 @@ void Coordinator::Impl::Finish(FinishReason reason,
 
 void Coordinator::Impl::On(const WorkerEnrolled& event) {
   const Enrol& enrol = event.enrol;
-  if (fleet_.membership.Find(enrol.worker, enrol.incarnation) != nullptr) {
+  if (fleet_.roster.Find(enrol.worker, enrol.incarnation) != nullptr) {
     Lose(enrol.worker, "its link was dialled again");
   }
-  if (fleet_.membership.workers().empty() && requests_.size() == 0) {
-    fleet_.membership.ForgetNumerics();
+  if (fleet_.roster.workers().empty() && requests_.size() == 0) {
+    fleet_.roster.ForgetNumerics();
   }
-  if (const absl::Status status = fleet_.membership.Add(fleet_.now, enrol); !status.ok()) {
+  if (const absl::Status status = fleet_.roster.Add(fleet_.now, enrol); !status.ok()) {
     Dismiss(enrol, status);
     return;
   }
   // Workers remember the terms of earlier coordinators; ours has to be the highest.
-  const bool is_first = fleet_.membership.workers().size() == 1 && cells_.empty();
+  const bool is_first = fleet_.roster.workers().size() == 1 && cells_.empty();
   if (enrol.highest_term > fleet_.term() || (is_first && enrol.highest_term == fleet_.term())) {
     fleet_.RaiseTerm(Term{enrol.highest_term.value + 1});
     fleet_.Say(absl::StrCat("term ", fleet_.term().value, ", above what workers have seen"));
@@ -299,7 +299,7 @@ void Coordinator::Impl::Dismiss(const Enrol& enrol, const absl::Status& reason) 
 }
 
 void Coordinator::Impl::On(const WorkerSaid& event) {
-  Worker* const worker = fleet_.membership.Find(event.worker, event.incarnation);
+  EnrolledWorker* const worker = fleet_.roster.Find(event.worker, event.incarnation);
   if (worker == nullptr) return;  // Said before it was lost
   worker->last_heard = fleet_.now;
   if (const Beat* beat = std::get_if<Beat>(&event.message)) worker->beat = *beat;
@@ -328,20 +328,20 @@ void Coordinator::Impl::On(const WorkerSaid& event) {
 }
 
 void Coordinator::Impl::On(const WorkerLost& event) {
-  if (fleet_.membership.Find(event.worker, event.incarnation) == nullptr) return;
+  if (fleet_.roster.Find(event.worker, event.incarnation) == nullptr) return;
   Lose(event.worker, event.why);
 }
 
 // Nobody but the coordinator decides who is dead: a worker whose link is up is told by its end.
 void Coordinator::Impl::Expel(WorkerId worker, const std::string& why) {
-  fleet_.actions->push_back(CloseLink{worker, fleet_.membership.At(worker).enrol.incarnation});
+  fleet_.actions->push_back(CloseLink{worker, fleet_.roster.At(worker).enrol.incarnation});
   Lose(worker, why);
 }
 
 void Coordinator::Impl::Lose(WorkerId worker, const std::string& why) {
   fleet_.Say(absl::StrCat("worker ", worker.value, " lost: ", why));
   Cell* const cell = CellOf(worker);
-  fleet_.membership.Remove(worker);
+  fleet_.roster.Remove(worker);
   if (cell != nullptr) cell->Leave(worker);
   for (auto& [id, sequence] : sequences_) {
     // Its records are gone, or will be by the time it enrols again.
@@ -353,7 +353,7 @@ void Coordinator::Impl::Lose(WorkerId worker, const std::string& why) {
 
 // Cells that lack workers take spares first; what is left forms new cells.
 void Coordinator::Impl::FormCells() {
-  std::vector<WorkerId> spares = fleet_.membership.Spares();
+  std::vector<WorkerId> spares = fleet_.roster.Spares();
   const size_t size = static_cast<size_t>(fleet_.options.workers_per_cell);
   auto next = spares.begin();
   for (auto& [id, cell] : cells_) {
@@ -369,7 +369,7 @@ void Coordinator::Impl::FormCells() {
 }
 
 Cell* Coordinator::Impl::CellOf(WorkerId worker) {
-  const std::optional<CellId> cell = fleet_.membership.At(worker).cell;
+  const std::optional<CellId> cell = fleet_.roster.At(worker).cell;
   return cell.has_value() ? &cells_.at(*cell) : nullptr;
 }
 
@@ -435,7 +435,7 @@ void Coordinator::Impl::CheckTimes() {
     masks_.Ask(fleet_.now, sequences_.at(sequence), fleet_.actions);
   }
   const absl::Duration beat_deadline = fleet_.options.beat_deadline;
-  for (const WorkerId worker : fleet_.membership.SilentSince(fleet_.now - beat_deadline)) {
+  for (const WorkerId worker : fleet_.roster.SilentSince(fleet_.now - beat_deadline)) {
     Expel(worker, absl::StrCat("silent for ", absl::FormatDuration(beat_deadline)));
   }
   for (auto& [id, cell] : cells_) {
@@ -552,7 +552,7 @@ std::string Coordinator::Impl::WhyNotRunning() const {
 
 absl::Time Coordinator::Impl::NextDeadline() const {
   absl::Time next = std::min(requests_.NextDeadline(), masks_.NextDeadline());
-  next = std::min(next, fleet_.membership.OldestWord() + fleet_.options.beat_deadline);
+  next = std::min(next, fleet_.roster.OldestWord() + fleet_.options.beat_deadline);
   for (const auto& [id, cell] : cells_) next = std::min(next, cell.NextDeadline());
   return next;
 }
@@ -565,7 +565,7 @@ FleetStatus Coordinator::Impl::Status(absl::Time now) const {
     status.preemptions += cell.num_preemptions();
     status.is_ready = status.is_ready || cell.is_running();
   }
-  for (const WorkerId worker : fleet_.membership.Spares()) {
+  for (const WorkerId worker : fleet_.roster.Spares()) {
     status.spare_workers.push_back(fleet_.Describe(worker, now));
   }
   status.waiting = static_cast<int32_t>(waiting_.size());

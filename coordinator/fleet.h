@@ -12,7 +12,7 @@
 
 #include "base/check.h"
 #include "base/prng.h"
-#include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/roster.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/events.h"
 
@@ -23,7 +23,7 @@ class Fleet {
  public:
   explicit Fleet(const CoordinatorOptions& given)
       : options(given),
-        membership(given.num_experts, given.num_layers),
+        roster(given.num_experts, given.num_layers),
         prng(given.seed),
         term_(given.term) {}
 
@@ -32,7 +32,7 @@ class Fleet {
 
   // A message to the worker's present link. REQUIRES: the worker is a member.
   void Send(WorkerId worker, ToWorker message) {
-    const Incarnation incarnation = membership.At(worker).enrol.incarnation;
+    const Incarnation incarnation = roster.At(worker).enrol.incarnation;
     actions->push_back(SendToWorker{worker, incarnation, std::move(message)});
   }
 
@@ -40,7 +40,7 @@ class Fleet {
 
   // What is known of the worker beside its part in a cell. REQUIRES: it is a member.
   WorkerStatus Describe(WorkerId id, absl::Time at) const {
-    const Worker& worker = membership.At(id);
+    const EnrolledWorker& worker = roster.At(id);
     WorkerStatus status;
     status.worker = id;
     status.incarnation = worker.enrol.incarnation;
@@ -77,7 +77,7 @@ class Fleet {
   uint64_t NextPlacementVersion() { return ++last_placement_version_; }
 
   const CoordinatorOptions options;
-  Membership membership;
+  Roster roster;
   Prng prng;
   absl::Time now;
   std::vector<Action>* actions = nullptr;  // Of the event being handled

@@ -270,6 +270,28 @@ TEST(TidyTest, EveryHeaderIsUsedByAnotherFile) {
   EXPECT_THAT(faults, IsEmpty());
 }
 
+// Two types of one name compile, link, and destroy each other's objects: `shoal` is one program,
+// and coordinator and worker once had a `Worker` and a `Membership` each. Only a Debug build showed
+// it.
+TEST(TidyTest, ATypeNameIsDefinedInOneHeader) {
+  static const std::regex definition("(class|struct|enum class) (\\w+)( final)?( :.*)? \\{.*");
+  std::map<std::string, std::string> header_of;
+  std::vector<std::string> faults;
+
+  for (const File& file : Tree()) {
+    if (!HasSuffix(file.path, {".h", ".cuh"}) || file.path.starts_with("tests/")) continue;
+    for (const std::string& line : file.lines) {
+      std::smatch match;
+      if (!std::regex_match(line, match, definition)) continue;
+      const auto [first, is_new] = header_of.emplace(match[2], file.path);
+      if (!is_new) faults.push_back(match[2].str() + ": " + first->second + ", " + file.path);
+    }
+  }
+
+  EXPECT_THAT(faults, IsEmpty());
+  EXPECT_GT(header_of.size(), 200u);
+}
+
 // "path lines" pairs that may be longer than the limit. The list may only shrink.
 std::map<std::string, size_t> Exceptions() {
   std::map<std::string, size_t> exceptions;

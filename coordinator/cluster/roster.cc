@@ -1,4 +1,4 @@
-#include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/roster.h"
 
 #include <algorithm>
 #include <limits>
@@ -41,10 +41,10 @@ std::string Describe(const NumericsClass& numerics) {
                       numerics.version);
 }
 
-Membership::Membership(int32_t num_experts, int32_t num_layers)
+Roster::Roster(int32_t num_experts, int32_t num_layers)
     : num_experts_(num_experts), num_layers_(num_layers) {}
 
-absl::Status Membership::Add(absl::Time now, const Enrol& enrol) {
+absl::Status Roster::Add(absl::Time now, const Enrol& enrol) {
   if (const auto known = workers_.find(enrol.worker); known != workers_.end()) {
     return absl::AlreadyExistsError(absl::StrCat("worker id ",
                                                  enrol.worker.value,
@@ -64,36 +64,36 @@ absl::Status Membership::Add(absl::Time now, const Enrol& enrol) {
   if (absl::Status s = CheckModel("experts", enrol.num_experts, num_experts_); !s.ok()) return s;
   if (absl::Status s = CheckModel("layers", enrol.num_layers, num_layers_); !s.ok()) return s;
   numerics_ = enrol.numerics;
-  Worker& worker = workers_[enrol.worker];
+  EnrolledWorker& worker = workers_[enrol.worker];
   worker.enrol = enrol;
   worker.last_heard = now;
   worker.max_experts = MaxExperts(enrol);
   return absl::OkStatus();
 }
 
-void Membership::Remove(WorkerId worker) {
+void Roster::Remove(WorkerId worker) {
   CHECK_EQ(workers_.erase(worker), 1u);
 }
 
-Worker* Membership::Find(WorkerId worker, Incarnation incarnation) {
+EnrolledWorker* Roster::Find(WorkerId worker, Incarnation incarnation) {
   const auto found = workers_.find(worker);
   if (found == workers_.end() || found->second.enrol.incarnation != incarnation) return nullptr;
   return &found->second;
 }
 
-Worker& Membership::At(WorkerId worker) {
+EnrolledWorker& Roster::At(WorkerId worker) {
   const auto found = workers_.find(worker);
   CHECK(found != workers_.end());
   return found->second;
 }
 
-const Worker& Membership::At(WorkerId worker) const {
+const EnrolledWorker& Roster::At(WorkerId worker) const {
   const auto found = workers_.find(worker);
   CHECK(found != workers_.end());
   return found->second;
 }
 
-std::vector<WorkerId> Membership::SilentSince(absl::Time before) const {
+std::vector<WorkerId> Roster::SilentSince(absl::Time before) const {
   std::vector<WorkerId> silent;
   for (const auto& [id, worker] : workers_) {
     if (worker.last_heard <= before) silent.push_back(id);
@@ -101,13 +101,13 @@ std::vector<WorkerId> Membership::SilentSince(absl::Time before) const {
   return silent;
 }
 
-absl::Time Membership::OldestWord() const {
+absl::Time Roster::OldestWord() const {
   absl::Time oldest = absl::InfiniteFuture();
   for (const auto& [id, worker] : workers_) oldest = std::min(oldest, worker.last_heard);
   return oldest;
 }
 
-std::vector<WorkerId> Membership::Spares() const {
+std::vector<WorkerId> Roster::Spares() const {
   std::vector<WorkerId> spares;
   for (const auto& [id, worker] : workers_) {
     if (!worker.cell.has_value()) spares.push_back(id);
@@ -115,7 +115,7 @@ std::vector<WorkerId> Membership::Spares() const {
   return spares;
 }
 
-void Membership::ForgetNumerics() {
+void Roster::ForgetNumerics() {
   if (workers_.empty()) numerics_.reset();
 }
 

@@ -17,7 +17,7 @@
 
 namespace shoal {
 
-struct Worker {
+struct EnrolledWorker {
   Enrol enrol;
   absl::Time last_heard;
   Beat beat;
@@ -33,10 +33,10 @@ struct Worker {
   int32_t num_window_blocks = 0;
 };
 
-class Membership {
+class Roster {
  public:
   // What a worker must serve; 0: not known.
-  Membership(int32_t num_experts, int32_t num_layers);
+  Roster(int32_t num_experts, int32_t num_layers);
 
   // Judges an enrolment. OK: the worker is a member. kAlreadyExists: its identity is alive with
   // another incarnation. kFailedPrecondition: other numerics or another model than the fleet's.
@@ -46,10 +46,10 @@ class Membership {
   void Remove(WorkerId worker);
 
   // Null if the worker is not a member with this incarnation.
-  Worker* Find(WorkerId worker, Incarnation incarnation);
+  EnrolledWorker* Find(WorkerId worker, Incarnation incarnation);
   // REQUIRES: it is a member.
-  Worker& At(WorkerId worker);
-  const Worker& At(WorkerId worker) const;
+  EnrolledWorker& At(WorkerId worker);
+  const EnrolledWorker& At(WorkerId worker) const;
 
   bool Contains(WorkerId worker) const { return workers_.contains(worker); }
 
@@ -64,12 +64,12 @@ class Membership {
   // Nothing depends on the numerics class of earlier members any more.
   void ForgetNumerics();
 
-  const std::map<WorkerId, Worker>& workers() const { return workers_; }
+  const std::map<WorkerId, EnrolledWorker>& workers() const { return workers_; }
 
  private:
   const int32_t num_experts_;
   const int32_t num_layers_;
-  std::map<WorkerId, Worker> workers_;
+  std::map<WorkerId, EnrolledWorker> workers_;
   std::optional<NumericsClass> numerics_;  // Of the first member
 };
 
