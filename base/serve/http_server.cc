@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "boost/asio/executor_work_guard.hpp"
 #include "boost/asio/io_context.hpp"
 #include "boost/asio/ip/tcp.hpp"
 #include "boost/asio/post.hpp"
@@ -118,6 +119,9 @@ class HttpServer::Impl final : public HttpConnectionOwner {
 
   // Owned by io_thread_.
   asio::io_context io_{1};
+  // An exchange is ended by others, who post. With its client gone nothing else may be under way,
+  // and without this the thread would end before they do.
+  const asio::executor_work_guard<asio::io_context::executor_type> stays_{io_.get_executor()};
   tcp::acceptor acceptor_;
   asio::steady_timer accept_timer_;
   asio::steady_timer sweep_timer_;

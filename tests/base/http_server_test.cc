@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -75,6 +76,28 @@ class Fountain final : public HttpExchange::Listener {
   int left_;
 };
 
+// Notes that its reader is gone, and ends when the test says so.
+class Thinker final : public HttpExchange::Listener {
+ public:
+  explicit Thinker(HttpExchange* exchange) : exchange_(*exchange) { exchange->Listen(this); }
+
+  void OnWritten(bool /*ok*/) override {}
+
+  void OnGone() override { gone_.Notify(); }
+
+  void OnDone() override { done_.Notify(); }
+
+  void End() { exchange_.Abort(); }
+
+  bool is_gone() const { return gone_.HasBeenNotified(); }
+
+  bool is_done() const { return done_.HasBeenNotified(); }
+
+ private:
+  HttpExchange& exchange_;
+  absl::Notification gone_, done_;
+};
+
 class HttpServerTest : public testing::Test {
  protected:
   HttpServerTest() {
@@ -99,6 +122,9 @@ class HttpServerTest : public testing::Test {
       new Fountain(exchange, &meter_, 5, 3);
     } else if (request.path == "/silence") {
       new Fountain(exchange, &meter_, 5, 0);
+    } else if (request.path == "/thought") {
+      absl::MutexLock lock(&meter_.mutex);
+      thinker_ = std::make_unique<Thinker>(exchange);
     } else {
       exchange->Respond({.status = 200,
                          .fields = {{"x-path", request.path}},
@@ -116,6 +142,7 @@ class HttpServerTest : public testing::Test {
   }
 
   Fountain::Meter meter_;
+  std::unique_ptr<Thinker> thinker_ ABSL_GUARDED_BY(meter_.mutex);
   HttpServerOptions options_;
   std::unique_ptr<HttpServer> server_;
 };
@@ -376,6 +403,30 @@ TEST_F(HttpServerTest, ShutdownBreaksOffStreamsAndReturns) {
 
   absl::MutexLock lock(&meter_.mutex);
   EXPECT_TRUE(meter_.is_done);
+}
+
+// The client has gone, so the server waits for nothing but the exchange's owner. Its thread once
+// took that for the end of all work, and Shutdown waited for the connection in vain.
+TEST_F(HttpServerTest, ShutdownWaitsForTheOwnerOfAnExchangeWhoseClientHasGone) {
+  Start();
+  HttpServerOptions twin = options_;
+  twin.listen = absl::StrCat("127.0.0.1:", server_->port());
+  RawClient client(server_->port());
+  client.Send("GET /thought HTTP/1.1\r\n\r\n");
+  const auto thinker = [&] {
+    absl::MutexLock lock(&meter_.mutex);
+    return thinker_.get();
+  };
+  WaitUntil([&] { return thinker() != nullptr; });
+  client.Close();
+  WaitUntil([&] { return thinker()->is_gone(); });
+
+  std::thread shutdown([&] { server_->Shutdown(); });
+  WaitUntil([&] { return HttpServer::Start(twin).ok(); });  // All connections are closed.
+  thinker()->End();
+  shutdown.join();
+
+  EXPECT_TRUE(thinker()->is_done());
 }
 
 TEST_F(HttpServerTest, AnAddressThatCannotBeIsAnErrorAndNamed) {
