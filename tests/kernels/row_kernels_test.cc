@@ -63,8 +63,8 @@ TEST(RowKernelsTest, RoundingToBf16HasTheBitsOfTheScalarFunction) {
     for (const CpuIsa isa : AvailableIsas()) {
       for (size_t first = 0; first < a.size(); first += kHalf) {
         const size_t n = std::min<size_t>(kHalf, a.size() - first);
-        std::vector<Bf16> pairs(a.begin() + first, a.begin() + first + n);
-        pairs.insert(pairs.end(), b.begin() + first, b.begin() + first + n);
+        std::vector<Bf16> pairs(a.data() + first, a.data() + first + n);
+        pairs.insert(pairs.end(), b.data() + first, b.data() + first + n);
         GetRowKernels(isa).rotate(pairs.data(), cos.data(), sin.data(), static_cast<int64_t>(n));
         for (size_t i = 0; i < n; ++i) {
           const float x = ToFloat(a[first + i]), y = ToFloat(b[first + i]);

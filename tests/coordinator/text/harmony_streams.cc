@@ -317,7 +317,7 @@ std::string ReaderFaults(const HarmonyTokens& tokens,
                          std::span<const TokenId> ids) {
   const Reading reading = Read(tokens, functions, ids, 0);
   if (std::string faults = MessageFaults(reading); !faults.empty()) return faults;
-  for (const size_t copy_every : {1, 3}) {
+  for (const size_t copy_every : {size_t{1}, size_t{3}}) {
     if (Read(tokens, functions, ids, copy_every).events != reading.events) {
       return "a copy reads on differently";
     }
