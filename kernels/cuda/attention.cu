@@ -25,6 +25,9 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kQueryRows = 16 * kWarps;
+constexpr size_t kDecodeSharedBytes = kWarps * 2 * kChunkBytes + 1024;  // K and V of a chunk a warp
+constexpr size_t kPrefillSharedBytes = 2 * 2 * kChunkBytes + 1024;      // Of two chunks
+static_assert(kDecodeSharedBytes <= kSharedBytesOfEveryChip);
 // Results of chunks that do not fit one thread block: beyond so much the other kernel walks them.
 constexpr size_t kMostChunkBytes = size_t{512} << 20;
 
@@ -304,7 +307,7 @@ void Device::Attention(const AttentionArgs& args) {
     Launch(AttentionDecodeKernel,
            dim3(static_cast<unsigned>(num_entries), kv_heads, parts),
            kThreads,
-           kWarps * 2 * kChunkBytes + 1024,
+           kDecodeSharedBytes,
            params);
     if (args.max_entry_rows == 1) return;
   }
@@ -313,7 +316,7 @@ void Device::Attention(const AttentionArgs& args) {
   Launch(AttentionPrefillKernel,
          dim3(static_cast<unsigned>(blocks), kv_heads),
          kThreads,
-         2 * 2 * kChunkBytes + 1024,
+         kPrefillSharedBytes,
          params,
          tokens,
          has_decode_kernel ? 2 : 1);

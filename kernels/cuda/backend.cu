@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/numeric.h"
 
 namespace shoal {
@@ -19,7 +20,14 @@ constexpr size_t kMaxKeptSteps = 512;
 // A GPU with less than this left cannot even hold the scratch of a step.
 constexpr size_t kLeastFreeBytes = size_t{256} << 20;
 
-__global__ void ProbeKernel() {}
+// What this very machine code is, told by itself.
+__global__ void ProbeKernel(cuda::CompiledCode* code) {
+#ifdef __CUDA_ARCH__
+  code->architecture = __CUDA_ARCH__;
+#endif
+  code->has_wgmma = cuda::ptx::kHasWgmma ? 1 : 0;
+  code->awaits_launches = cuda::ptx::kAwaitsLaunches ? 1 : 0;
+}
 
 std::string Gigabytes(size_t bytes) {
   char text[32];
@@ -49,11 +57,6 @@ std::string NoDriver(int* count) {
   return error == cudaSuccess ? "" : std::string("no GPU: ") + cudaGetErrorString(error);
 }
 
-// By the matrix unit's kind: kinds need not round alike.
-std::string NumericsClass(const CudaDevice& device) {
-  return device.major == 9 ? "cuda-wgmma" : "cuda-sm" + std::to_string(device.major * 10);
-}
-
 }  // namespace
 
 std::unique_ptr<CudaBackend> CudaBackend::Open(const CudaBackendOptions& options,
@@ -79,6 +82,9 @@ std::unique_ptr<CudaBackend> CudaBackend::Open(const CudaBackendOptions& options
                  .minor = properties.minor,
                  .num_multiprocessors = properties.multiProcessorCount,
                  .total_bytes = static_cast<int64_t>(properties.totalGlobalMem)},
+      cuda::Chip{.major = properties.major,
+                 .minor = properties.minor,
+                 .shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin)},
       options);
   *error = backend->Start();
   if (!error->empty()) return nullptr;
@@ -87,12 +93,12 @@ std::unique_ptr<CudaBackend> CudaBackend::Open(const CudaBackendOptions& options
 
 namespace cuda {
 
-Device::Device(CudaDevice device, const CudaBackendOptions& options)
+Device::Device(CudaDevice device, const Chip& chip, const CudaBackendOptions& options)
     : device_(std::move(device)),
+      chip_(chip),
       replays_(options.replays),
-      overlaps_launches_(options.overlaps_launches && device_.major >= 9),
       name_("cuda:" + std::to_string(device_.index) + " (" + device_.name + ")"),
-      numerics_class_(NumericsClass(device_)) {}
+      overlaps_launches_(options.overlaps_launches) {}
 
 std::string Device::Start() {
   const std::string gpu = "GPU " + std::to_string(device_.index) + " (" + device_.name + ")";
@@ -106,15 +112,19 @@ std::string Device::Start() {
     }
     return failed(error);
   }
+  if (const std::string missing = WhatIsMissing(chip_); !missing.empty()) {
+    return gpu + " " + missing;
+  }
   cudaFuncAttributes attributes{};
-  const cudaError_t code = cudaFuncGetAttributes(&attributes, ProbeKernel);
-  if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction) {
+  const cudaError_t image = cudaFuncGetAttributes(&attributes, ProbeKernel);
+  if (image == cudaErrorNoKernelImageForDevice || image == cudaErrorInvalidDeviceFunction) {
     cudaGetLastError();
     return gpu + " has compute capability " + std::to_string(device_.major) + "." +
-           std::to_string(device_.minor) +
-           ", for which this shoal has no kernels: 8.0 and above are supported";
+           std::to_string(device_.minor) + ", and this build has kernels for " +
+           ArchitectureNames({__CUDA_ARCH_LIST__}) +
+           ": build with the cuda-all preset, which has them for all from 8.0 on";
   }
-  if (code != cudaSuccess) return failed(code);
+  if (image != cudaSuccess) return failed(image);
   size_t free = 0;
   size_t total = 0;
   if (const cudaError_t error = cudaMemGetInfo(&free, &total); error != cudaSuccess) {
@@ -143,6 +153,18 @@ std::string Device::Start() {
       return failed(error);
     }
   }
+  return AskCompiledCode(gpu);
+}
+
+// The launches of a kernel must suit the code that the chip really runs, not the chip.
+std::string Device::AskCompiledCode(const std::string& gpu) {
+  auto* const code = reinterpret_cast<CompiledCode*>(staging_);  // Pinned: the device may write it.
+  ProbeKernel<<<1, 1, 0, stream_>>>(code);
+  const cudaError_t launched = cudaGetLastError();
+  const cudaError_t error = launched != cudaSuccess ? launched : cudaStreamSynchronize(stream_);
+  if (error != cudaSuccess) return gpu + ": a first kernel: " + cudaGetErrorString(error);
+  numerics_class_ = NumericsClass(chip_, *code);
+  overlaps_launches_ = overlaps_launches_ && code->awaits_launches != 0;
   return "";
 }
 

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/chip.h"
 #include "kernels/kernel_check.h"
 
 namespace shoal::cuda {
@@ -33,7 +34,7 @@ struct KeptStep {
 
 class Device final : public CudaBackend {
  public:
-  Device(CudaDevice device, const CudaBackendOptions& options);
+  Device(CudaDevice device, const Chip& chip, const CudaBackendOptions& options);
   ~Device() override;
 
   // Empty, or why the device cannot be used.
@@ -104,13 +105,15 @@ class Device final : public CudaBackend {
 
  private:
   [[noreturn]] void ThrowFault() const;
+  std::string AskCompiledCode(const std::string& gpu);
   void CaptureStep(KeptStep* step, const std::function<void()>& ops);
 
   const CudaDevice device_;
+  const Chip chip_;
   const bool replays_;
-  const bool overlaps_launches_;
   const std::string name_;
-  const std::string numerics_class_;
+  bool overlaps_launches_;  // Constant after Start(), as the next
+  std::string numerics_class_;
   cudaStream_t stream_ = nullptr;
   std::string fault_;  // Of the device; empty: none
 

@@ -148,8 +148,10 @@ __device__ Weights WeightsOf(const std::byte* expert, const ExpertParams& p, int
   }
 }
 
+// One block to a multiprocessor as the least: shared memory, not registers, decides how many there
+// are, and without the 1 ptxas spills on sm_80 to have one more.
 template <typename Weights, bool kIsGateUp, int kGroups, int kColumns, int kStages>
-__global__ void __launch_bounds__(kGroups* kGroupThreads)
+__global__ void __launch_bounds__(kGroups* kGroupThreads, 1)
     ExpertKernel(const __grid_constant__ ExpertParams p,
                  const __grid_constant__ ExpertTable table) {
   using Product = Gemm<Weights, kGroups, kColumns, kStages>;

@@ -17,6 +17,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/chip.h"
 #include "kernels/cuda/fragments.h"
 #include "kernels/cuda/mx_layout.h"
 #include "kernels/cuda/ptx.cuh"
@@ -257,6 +258,7 @@ struct Gemm {
       (kTokenBytes + kGroups * Weights::kGroupBytes + 1023) / 1024 * 1024;
   static constexpr int kAhead = kStages - 2;
   static constexpr size_t kSharedBytes = size_t{kStages} * kStageBytes + 1024;
+  static_assert(kSharedBytes <= kSharedBytesOfEveryChip);
 
   const Weights& weights;  // This thread's warpgroup's
   const TokenRows<kColumns, kThreads>& tokens;

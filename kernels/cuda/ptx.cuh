@@ -8,12 +8,17 @@
 
 namespace shoal::cuda::ptx {
 
-// Whether this pass of the compiler is for a chip with wgmma. One of two places that look at the
-// architecture; the kernels branch on the constant.
+// What this pass of the compiler may use. The only place that looks at the architecture: kernels
+// branch on the constants, and the host asks a kernel which ones it was compiled with.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 inline constexpr bool kHasWgmma = true;
 #else
 inline constexpr bool kHasWgmma = false;
+#endif
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+inline constexpr bool kAwaitsLaunches = true;
+#else
+inline constexpr bool kAwaitsLaunches = false;
 #endif
 
 __device__ inline uint32_t SharedAddress(const void* pointer) {
@@ -100,10 +105,10 @@ __device__ inline float PowerOfTwo(float x) {
 // with this: what earlier kernels wrote is visible after it. Then the next one may start its own
 // preparations.
 __device__ inline void AwaitEarlierKernels() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;\n" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
-#endif
+  if constexpr (kAwaitsLaunches) {
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+  }
 }
 
 }  // namespace shoal::cuda::ptx

@@ -1,8 +1,9 @@
 """check_build.py SOURCE BUILD: what can be known of the CUDA build without a GPU.
 
-Builds kernels and GPU programs for sm_90a with warnings as errors, reads registers, stack and
-instructions of every kernel from the machine code, and runs the programs to see what they say
-without a device. Exit status 77, with the reason: there is no nvcc, or no cuobjdump to look with.
+Builds kernels and GPU programs with warnings as errors for sm_90a, the first and the newest other
+architecture (the cuda-all preset builds them all), reads registers, stack and instructions of every
+kernel from the machine code, and runs the programs to see what they say without a device. Exit
+status 77, with the reason: there is no nvcc, or no cuobjdump to look with.
 """
 
 import os
@@ -12,12 +13,16 @@ import shutil
 import subprocess
 import sys
 
+ARCHITECTURES = ["sm_80", "sm_90a", "sm_120"]
+WGMMA = "sm_90a"  # Where products are HGMMA; elsewhere the same kernels hold HMMA.
+
 # Kernels that a step spends its time in: no local memory, no spills. And what their inner loops
 # must be made of.
+PRODUCT = "HGMMA or HMMA"
 HOT = {
-    "LinearDecodeKernel": "HGMMA",
-    "LinearPrefillKernel": "HGMMA",
-    "ExpertKernel": "HGMMA",
+    "LinearDecodeKernel": PRODUCT,
+    "LinearPrefillKernel": PRODUCT,
+    "ExpertKernel": PRODUCT,
     "AttentionDecodeKernel": "HMMA",
     "AttentionPrefillKernel": "HMMA",
     "RmsNormKernel": None,
@@ -26,9 +31,14 @@ HOT = {
     "SelectExpertsKernel": None,
     "GroupByExpertKernel": None,
 }
-# Threads of a block, for those where registers could keep it from starting at all.
-THREADS = {"LinearPrefillKernel": 256, "ExpertKernel": 384, "SampleKernel": 1024}
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
+
+
+def threads_of(name):
+    """Threads of a block, for kernels where registers could keep it from starting at all."""
+    if expert := re.search(r"12ExpertKernelI\S+?ELb[01]ELi(\d)E", name):
+        return 128 * int(expert.group(1))  # kGroups follows kIsGateUp.
+    return 256 if is_named(name, "LinearPrefillKernel") else 1024 if is_named(name, "SampleKernel") else 32
 
 
 def is_named(mangled, kernel):
@@ -54,55 +64,61 @@ def find_cuobjdump():
     return next((c for c in candidates if c and os.access(c, os.X_OK)), None)
 
 
+def functions(text):
+    """(architecture, kernel's mangled name, lines) of each function that cuobjdump shows."""
+    architecture, name, lines = None, None, []
+    for line in text.splitlines():
+        new_code = re.match(r"arch = (sm_\w+)", line)
+        new_function = re.match(r"\s*Function\s?:?\s?(\S+?):?$", line)
+        if new_code or new_function:
+            if name:
+                yield architecture, name, lines
+            name, lines = new_function and new_function.group(1), []
+            architecture = new_code.group(1) if new_code else architecture
+        elif name:
+            lines.append(line)
+    if name:
+        yield architecture, name, lines
+
+
 def check_resources(text):
     """Registers and local memory of each kernel; returns how many hot ones were seen."""
-    seen = dict.fromkeys(HOT, 0)
-    name = None
-    for line in text.splitlines():
-        if match := re.match(r"\s*Function (\S+):", line):
-            name = match.group(1)
-        elif name and "REG:" in line:
-            use = {key: int(n) for key, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", line)}
-            for kernel in HOT:
-                if not is_named(name, kernel):
-                    continue
-                seen[kernel] += 1
-                if use["STACK"] or use["LOCAL"]:
-                    fail(f"{name} uses local memory: {line.strip()}")
-            for kernel, threads in THREADS.items():
-                if is_named(name, kernel) and use["REG"] * threads > REGISTERS_OF_A_MULTIPROCESSOR:
-                    fail(f"{name} has {use['REG']} registers for {threads} threads")
-            print(f"  {use['REG']:4} registers  {use['STACK']:4} bytes of stack  {name[:110]}")
-            name = None
-    for kernel, count in seen.items():
+    seen = {(architecture, kernel): 0 for architecture in ARCHITECTURES for kernel in HOT}
+    for architecture, name, lines in functions(text):
+        use = {key: int(n) for key, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", "".join(lines))}
+        for kernel in HOT:
+            if not is_named(name, kernel):
+                continue
+            seen[architecture, kernel] += 1
+            if use["STACK"] or use["LOCAL"]:
+                fail(f"{name} for {architecture} uses local memory: {use}")
+        if use["REG"] * threads_of(name) > REGISTERS_OF_A_MULTIPROCESSOR:
+            fail(f"{name} for {architecture} has {use['REG']} registers for {threads_of(name)} threads")
+        print(f"  {architecture:7} {use['REG']:4} registers  {use['STACK']:4} bytes of stack  {name[:110]}")
+    for (architecture, kernel), count in seen.items():
         if count == 0:
-            fail(f"no {kernel} in the library: is its name still the same?", text[:2000])
+            fail(f"no {kernel} for {architecture}: is its name still the same?", text[:2000])
     return sum(seen.values())
 
 
 def check_instructions(text):
     """The matrix instructions of each hot kernel, and no loads from local memory."""
-    found = {}
-    name = None
-    for line in text.splitlines():
-        if match := re.match(r"\s*Function : (\S+)", line):
-            name = match.group(1)
-            found[name] = set()
-        elif name:
-            found[name].update(re.findall(r"\b(HGMMA|HMMA|LDL|STL)\b", line))
-    checked = 0
-    for name, instructions in found.items():
+    checked = dict.fromkeys(ARCHITECTURES, 0)
+    for architecture, name, lines in functions(text):
+        found = set(re.findall(r"\b(HGMMA|HMMA|LDL|STL)\b", "\n".join(lines)))
         for kernel, wanted in HOT.items():
             if wanted is None or not is_named(name, kernel):
                 continue
-            checked += 1
-            if wanted not in instructions:
-                fail(f"{name} has no {wanted}, only {sorted(instructions)}")
-            if instructions & {"LDL", "STL"}:
-                fail(f"{name} touches local memory")
-    if checked == 0:
-        fail("no machine code was found", text[:2000])
-    return checked
+            if wanted == PRODUCT:
+                wanted = "HGMMA" if architecture == WGMMA else "HMMA"
+            checked[architecture] += 1
+            if wanted not in found:
+                fail(f"{name} for {architecture} has no {wanted}, only {sorted(found)}")
+            if found & {"LDL", "STL"}:
+                fail(f"{name} for {architecture} touches local memory")
+    if 0 in checked.values():
+        fail(f"machine code was not found for all architectures: {checked}", text[:2000])
+    return sum(checked.values())
 
 
 def main():
@@ -110,7 +126,10 @@ def main():
     if shutil.which("nvcc") is None:
         print("SKIPPED: no nvcc on PATH, so the CUDA kernels are not compiled here")
         sys.exit(77)
-    configured = run("cmake", "--preset", "gpu", "-B", str(build), cwd=source)
+    codes = ";".join(name.replace("sm_", "") + "-real" for name in ARCHITECTURES)
+    configured = run(
+        "cmake", "--preset", "gpu", "-B", str(build), f"-DCMAKE_CUDA_ARCHITECTURES={codes}", cwd=source
+    )
     if configured.returncode != 0:
         fail("the gpu preset does not configure", configured.stdout)
     built = run("cmake", "--build", str(build), "-j", "2")

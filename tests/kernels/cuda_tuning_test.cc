@@ -2,11 +2,14 @@
 // the work is checked exhaustively.
 #include <algorithm>
 #include <set>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "kernels/cuda/chip.h"
 #include "kernels/cuda/sampling.h"
 #include "kernels/cuda/tuning.h"
 #include "kernels/numeric.h"
@@ -116,6 +119,46 @@ TEST(ShareOfWeightTest, IsTheCeilingWithinOneAndTheTotal) {
   EXPECT_EQ(ShareOfWeight(8, 1.0f), 8u);
   EXPECT_EQ(TokenWeight(1.0f), uint64_t{1} << 40);
   EXPECT_EQ(TokenWeight(0x1.0p-40f), 1u);
+}
+
+constexpr int64_t kKiB = 1024;
+
+TEST(ChipTest, TheChipsWithKernelsLackNothing) {
+  for (const Chip& chip : {Chip{8, 0, 163 * kKiB},
+                           Chip{8, 6, 99 * kKiB},
+                           Chip{8, 9, 99 * kKiB},
+                           Chip{9, 0, 227 * kKiB},
+                           Chip{10, 0, 227 * kKiB},
+                           Chip{12, 0, 99 * kKiB}}) {
+    EXPECT_EQ(WhatIsMissing(chip), "") << chip.major << "." << chip.minor;
+  }
+}
+
+TEST(ChipTest, AnOlderOneOrOneWithLessSharedMemoryIsRefusedWithNumbers) {
+  EXPECT_EQ(WhatIsMissing({7, 5, 64 * kKiB}),
+            "has compute capability 7.5; the kernels need 8.0 or above");
+  EXPECT_EQ(WhatIsMissing({8, 8, 96 * kKiB}),
+            "gives a thread block 98304 bytes of shared memory; the kernels take up to 101376");
+}
+
+TEST(ChipTest, ABuildNamesTheArchitecturesItHas) {
+  EXPECT_EQ(ArchitectureNames({900}), "9.0");
+  EXPECT_EQ(ArchitectureNames({800, 860, 1'200}), "8.0, 8.6 and 12.0");
+}
+
+// A fleet must not mix kinds of matrix unit: what counts is the code that runs, so a chip with
+// wgmma that a build without it drives is of another class than one that uses it.
+TEST(NumericsClassTest, IsTheCodesUnitAndForMmaTheChipsGeneration) {
+  const CompiledCode wgmma{.architecture = 900, .has_wgmma = 1, .awaits_launches = 1};
+  const CompiledCode from_ptx{.architecture = 800, .has_wgmma = 0, .awaits_launches = 0};
+  EXPECT_EQ(NumericsClass({9, 0, 227 * kKiB}, wgmma), "cuda-wgmma");
+
+  std::set<std::string> classes{"cuda-wgmma"};
+  for (const auto& [major, minor] :
+       {std::pair{8, 0}, {8, 6}, {8, 9}, {9, 0}, {10, 0}, {10, 3}, {12, 0}}) {
+    const Chip chip{.major = major, .minor = minor, .shared_bytes = 99 * kKiB};
+    EXPECT_TRUE(classes.insert(NumericsClass(chip, from_ptx)).second) << major << "." << minor;
+  }
 }
 
 }  // namespace
