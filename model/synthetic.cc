@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/prng.h"
+#include "kernels/synthetic.h"
 
 namespace shoal {
 namespace {
@@ -18,16 +19,13 @@ namespace {
 // Elements made at a time: their raw bytes stay in the first-level cache.
 constexpr int64_t kChunk = 4096;
 
-// Byte i of the stream is bits 40..47 of output i + 1 of splitmix64 that starts at the seed.
+using Kind = SyntheticFormula::Kind;
+
 inline __attribute__((always_inline)) void FillStream(uint64_t seed,
                                                       int64_t first,
                                                       uint8_t* out,
                                                       int64_t count) {
-  const uint64_t start = seed + (static_cast<uint64_t>(first) + 1) * kSplitMixStep;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint64_t z = Mix64(start + static_cast<uint64_t>(i) * kSplitMixStep);
-    out[i] = static_cast<uint8_t>(z >> 40);
-  }
+  for (int64_t i = 0; i < count; ++i) out[i] = SyntheticByte(seed, first + i);
 }
 
 // The loop is two 64-bit products per byte: AVX-512 DQ does eight at once, plain x86-64 one.
@@ -50,59 +48,32 @@ FillStreamFunction ChooseFillStream() {
   return wide ? FillStreamAvx512 : FillStreamBaseline;
 }
 
-uint8_t StreamByte(uint64_t seed, int64_t index) {
-  const uint64_t z = Mix64(seed + (static_cast<uint64_t>(index) + 1) * kSplitMixStep);
-  return static_cast<uint8_t>(z >> 40);
-}
-
 uint16_t ExactBf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   DCHECK((bits & 0xFFFFu) == 0);
   return static_cast<uint16_t>(bits >> 16);
 }
 
-// What a stream byte means in a tensor of this kind: (byte - 128) * 2^-shift, or a gain near 1.
-struct Formula {
-  bool is_gain;
-  int shift;
-};
-
-Formula Bf16Formula(TensorKind kind) {
+int8_t NumberShift(TensorKind kind) {
   switch (kind) {
-    case TensorKind::kAttentionNorm:
-    case TensorKind::kMlpNorm:
-    case TensorKind::kFinalNorm:
-      return {.is_gain = true, .shift = 0};
+    case TensorKind::kGateUpBias:
+      return 5;
     case TensorKind::kEmbedding:
     case TensorKind::kSinks:
-      return {.is_gain = false, .shift = 6};
+      return 6;
     case TensorKind::kQueryBias:
     case TensorKind::kKeyBias:
     case TensorKind::kValueBias:
     case TensorKind::kRouterBias:
     case TensorKind::kDownBias:
-      return {.is_gain = false, .shift = 7};
-    case TensorKind::kOutWeight:
-      return {.is_gain = false, .shift = 10};
+      return 7;
     case TensorKind::kOutBias:
-      return {.is_gain = false, .shift = 8};
-    case TensorKind::kGateUpBias:
-      return {.is_gain = false, .shift = 5};
+      return 8;
+    case TensorKind::kOutWeight:
+      return 10;
     default:
-      return {.is_gain = false, .shift = 9};
+      return 9;
   }
-}
-
-std::array<uint16_t, 256> Bf16Table(TensorKind kind) {
-  const Formula formula = Bf16Formula(kind);
-  std::array<uint16_t, 256> table{};
-  for (int byte = 0; byte < 256; ++byte) {
-    const float value = formula.is_gain
-                            ? static_cast<float>(192 + (byte & 63)) / 256.0f
-                            : std::ldexp(static_cast<float>(byte - 128), -formula.shift);
-    table[static_cast<size_t>(byte)] = ExactBf16(value);
-  }
-  return table;
 }
 
 // The smallest of the three scale bytes that a tensor uses.
@@ -110,27 +81,24 @@ uint8_t FirstScale(TensorKind kind) {
   return kind == TensorKind::kGateUpScales || kind == TensorKind::kGateUpWeight ? 122 : 118;
 }
 
-void FillU8(const ModelTensor& tensor, int64_t offset, std::span<std::byte> out) {
+void FillU8(const SyntheticFormula& formula, int64_t offset, std::span<std::byte> out) {
   static const FillStreamFunction fill_stream = ChooseFillStream();
-  auto* bytes = reinterpret_cast<uint8_t*>(out.data());
-  fill_stream(Fnv1a64(tensor.name), offset, bytes, std::ssize(out));
-  if (tensor.kind == TensorKind::kGateUpScales || tensor.kind == TensorKind::kDownScales) {
-    const uint8_t first = FirstScale(tensor.kind);
-    for (std::byte& b : out) {
-      b = static_cast<std::byte>(first + static_cast<uint8_t>(b) % 3);
-    }
-  }
+  fill_stream(formula.seed, offset, reinterpret_cast<uint8_t*>(out.data()), std::ssize(out));
+  if (formula.kind == Kind::kCode) return;
+  for (std::byte& b : out) b = std::byte{SyntheticU8(formula, static_cast<uint8_t>(b))};
 }
 
-void FillBf16(const ModelTensor& tensor, int64_t first, std::byte* out, int64_t count) {
+void FillBf16(const SyntheticFormula& formula, int64_t first, std::byte* out, int64_t count) {
   static const FillStreamFunction fill_stream = ChooseFillStream();
-  const std::array<uint16_t, 256> table = Bf16Table(tensor.kind);
-  const uint64_t seed = Fnv1a64(tensor.name);
+  std::array<uint16_t, 256> table;
+  for (size_t b = 0; b < table.size(); ++b) {
+    table[b] = ExactBf16(SyntheticFloat(formula, static_cast<uint8_t>(b)));
+  }
   std::array<uint8_t, kChunk> raw;
   std::array<uint16_t, kChunk> values;
   for (int64_t done = 0; done < count; done += kChunk) {
     const int64_t part = std::min(kChunk, count - done);
-    fill_stream(seed, first + done, raw.data(), part);
+    fill_stream(formula.seed, first + done, raw.data(), part);
     for (int64_t i = 0; i < part; ++i) {
       values[static_cast<size_t>(i)] = table[raw[static_cast<size_t>(i)]];
     }
@@ -162,19 +130,40 @@ void FillTransposedExpert(const ModelTensor& tensor, int64_t first, std::byte* o
     const int64_t flat = first + n;
     const int64_t r = flat % rows, i = flat / rows % in, e = flat / rows / in;
     const int64_t group = (e * rows + r) * groups + i / 32;
-    const uint8_t pair = StreamByte(codes, group * 16 + i % 32 / 2);
+    const uint8_t pair = SyntheticByte(codes, group * 16 + i % 32 / 2);
     const uint8_t code = i % 2 == 0 ? pair & 15 : pair >> 4;
-    const uint16_t value = table[StreamByte(scales, group) % 3][code];
+    const uint16_t value = table[SyntheticByte(scales, group) % 3][code];
     std::memcpy(out + 2 * n, &value, sizeof(value));
   }
 }
 
 }  // namespace
 
+SyntheticFormula FormulaOf(const ModelTensor& tensor) {
+  const uint64_t seed = Fnv1a64(tensor.name);
+  switch (tensor.kind) {
+    case TensorKind::kGateUpCodes:
+    case TensorKind::kDownCodes:
+      return {.seed = seed, .kind = Kind::kCode};
+    case TensorKind::kGateUpScales:
+    case TensorKind::kDownScales:
+      return {.seed = seed, .kind = Kind::kScale, .base = FirstScale(tensor.kind)};
+    case TensorKind::kAttentionNorm:
+    case TensorKind::kMlpNorm:
+    case TensorKind::kFinalNorm:
+      return {.seed = seed, .kind = Kind::kGain};
+    case TensorKind::kGateUpWeight:
+    case TensorKind::kDownWeight:
+      CHECK(false);  // Made of two tensors.
+    default:
+      return {.seed = seed, .kind = Kind::kNumber, .shift = NumberShift(tensor.kind)};
+  }
+}
+
 void FillSynthetic(const ModelTensor& tensor, int64_t offset, std::span<std::byte> out) {
   CHECK_GE(offset, 0);
   CHECK_LE(offset + std::ssize(out), tensor.bytes());
-  if (tensor.type == StoredType::kU8) return FillU8(tensor, offset, out);
+  if (tensor.type == StoredType::kU8) return FillU8(FormulaOf(tensor), offset, out);
   CHECK(offset % 2 == 0 && out.size() % 2 == 0);
   const int64_t first = offset / 2, count = std::ssize(out) / 2;
   if (tensor.kind == TensorKind::kGateUpWeight || tensor.kind == TensorKind::kDownWeight) {
@@ -182,7 +171,7 @@ void FillSynthetic(const ModelTensor& tensor, int64_t offset, std::span<std::byt
     CHECK_EQ(tensor.shape[1] % 32, 0);
     return FillTransposedExpert(tensor, first, out.data(), count);
   }
-  FillBf16(tensor, first, out.data(), count);
+  FillBf16(FormulaOf(tensor), first, out.data(), count);
 }
 
 }  // namespace shoal

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/synthetic.h"
 #include "model/config.h"
 #include "model/tensors.h"
 
@@ -15,5 +16,9 @@ namespace shoal {
 // little-endian. BF16 experts are the dequantised, transposed MXFP4 ones of the same name.
 // REQUIRES: the range lies inside the tensor. About 4 GB/s per core of U8 with AVX-512.
 void FillSynthetic(const ModelTensor& tensor, int64_t offset, std::span<std::byte> out);
+
+// The same as numbers, for a device that makes weights itself: element i of `tensor`. REQUIRES: not
+// BF16 experts, whose elements are made of two tensors.
+SyntheticFormula FormulaOf(const ModelTensor& tensor);
 
 }  // namespace shoal

@@ -88,7 +88,7 @@ const std::vector<IncludeRule>& IncludeRules() {
   static const auto* const rules = new std::vector<IncludeRule>{
       {"base/serve/", {"base/"}, {"threads", "spdlog", "openssl", "boost"}},
       {"base/", {"base/"}, {"threads"}},
-      {"model/", {"base/", "model/"}, {"json"}},
+      {"model/", {"base/", "model/", "kernels/synthetic.h"}, {"json"}},
       {"proto/wire", {"base/", "model/", "proto/"}, {"grpc"}},
       {"proto/", {"base/", "proto/"}, {}},
       {"kernels/cpu/thread_pool", {"kernels/"}, {"threads"}},
@@ -114,6 +114,7 @@ const std::vector<IncludeRule>& IncludeRules() {
         "worker/load/",
         "worker/weights.h",
         "kernels/backend.h",
+        "kernels/synthetic.h",
         "kernels/tensor.h"},
        {"threads", "json", "openssl"}},
       {"worker/serve/", {"base/", "model/", "proto/", "worker/", "kernels/"}, {"grpc", "threads"}},
