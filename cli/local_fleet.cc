@@ -143,9 +143,11 @@ absl::Status LocalFleetImpl::Start() {
                              options_.with_tokenizer ? WithTokenizer::kIfThere : WithTokenizer::kNo,
                              options_.is_quiet));
   RETURN_IF_ERROR(ShareMemory());
-  ASSIGN_OR_RETURN(
-      dense_,
-      DenseSegment::Load(*model_.source, ProgressPrinter("dense weights", options_.is_quiet)));
+  if (options_.cluster.backend == "cpu") {  // A GPU's worker loads straight into its memory.
+    ASSIGN_OR_RETURN(
+        dense_,
+        DenseSegment::Load(*model_.source, ProgressPrinter("dense weights", options_.is_quiet)));
+  }
   RETURN_IF_ERROR(StartServer());
   return options_.cluster.exchange == "local" ? StartThreads() : StartProcesses();
 }
@@ -213,14 +215,14 @@ absl::Status LocalFleetImpl::StartThreads() {
 
 absl::Status LocalFleetImpl::StartProcesses() {
   // Inherited by the children; memfds are close-on-exec otherwise.
-  fcntl(dense_->fd(), F_SETFD, 0);
+  if (dense_ != nullptr) fcntl(dense_->fd(), F_SETFD, 0);
   const std::string program = options_.program.empty()
                                   ? std::filesystem::read_symlink("/proc/self/exe").string()
                                   : options_.program;
   std::vector<ProcessTree::Child> children;
   for (int i = 0; i < options_.cluster.workers; ++i) {
     ASSIGN_OR_RETURN(WorkerProcessOptions worker, Worker(i));
-    worker.dense_fd = dense_->fd();
+    worker.dense_fd = dense_ != nullptr ? dense_->fd() : -1;
     worker.exit_with_parent = true;
     children.push_back({WorkerCommand(program, options_.cluster, worker)});
   }

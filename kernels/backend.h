@@ -25,6 +25,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/synthetic.h"
 #include "kernels/tensor.h"
 
 namespace shoal {
@@ -196,6 +197,8 @@ struct ExpertMlpArgs {
 
 // Checkpoint layout -> kernel layout, at load, one expert's matrix at a time.
 struct RepackArgs {
+  enum class Source : uint8_t { kHost, kDevice };
+
   ExpertFormat format = ExpertFormat::kMxfp4;
   int64_t out = 0;
   int64_t in = 0;
@@ -203,6 +206,17 @@ struct RepackArgs {
       nullptr;  // MXFP4: [out, in / 32, 16] bytes. BF16: [in, out] bf16 (transposed)
   const uint8_t* scales = nullptr;  // MXFP4: [out, in / 32] E8M0; none is 255
   std::byte* packed = nullptr;      // PackedBytes(format, out, in)
+  Source source = Source::kHost;    // Whose memory codes and scales lie in
+};
+
+// Elements [first, first + count) of a synthetic tensor. out: kU8 for codes and scales, kBf16 or
+// kF32 for numbers and gains.
+struct SynthesizeArgs {
+  SyntheticFormula formula;
+  int64_t first = 0;
+  int64_t count = 0;
+  DType dtype = DType::kU8;
+  void* out = nullptr;
 };
 
 // What one sampled token depends on, besides its logits. Host memory, valid during the call.
@@ -300,6 +314,26 @@ class Backend {
   // Bytes of one expert's matrix in this backend's layout; a multiple of 64.
   virtual int64_t PackedBytes(ExpertFormat format, int64_t out, int64_t in) const = 0;
   virtual void Repack(const RepackArgs& args) = 0;
+
+  // Makes synthetic weights in the device's memory. False, and nothing done, where that is as well
+  // left to the host (model/synthetic.h); an empty call asks.
+  virtual bool Synthesize(const SynthesizeArgs& args) {
+    static_cast<void>(args);
+    return false;
+  }
+
+  // How many threads may read weights for it at a time. More than one where the processor's cores
+  // have nothing else to do.
+  virtual int num_readers() const { return 1; }
+
+  // While a range of host memory is pinned, Write() and Repack() read it without a copy between.
+  // For speed alone; the range must stay where it is. Thread-safe as Write().
+  virtual void Pin(const void* host, size_t bytes) {
+    static_cast<void>(host);
+    static_cast<void>(bytes);
+  }
+
+  virtual void Unpin(const void* host) { static_cast<void>(host); }
 
   virtual void Embed(const EmbedArgs& args) = 0;
   virtual void RmsNorm(const RmsNormArgs& args) = 0;

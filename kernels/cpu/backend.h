@@ -28,7 +28,7 @@ struct CpuBackendOptions {
 
 // Work is split over output rows or columns, never over a sum: the number of threads changes no
 // bit.
-class CpuBackend final : public Backend {
+class CpuBackend : public Backend {
  public:
   explicit CpuBackend(const CpuBackendOptions& options);
   ~CpuBackend() override;

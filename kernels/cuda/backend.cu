@@ -233,6 +233,11 @@ void Device::Write(void* device, const void* host, size_t bytes) {
   cudaSetDevice(device_.index);
   auto* to = static_cast<std::byte*>(device);
   const auto* from = static_cast<const std::byte*>(host);
+  if (IsPinned(from, bytes)) {
+    Check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying in");
+    Check(cudaStreamSynchronize(stream_), "copying in");  // The source is the caller's again.
+    return;
+  }
   while (bytes > 0) {
     if (staging_used_ == kHalfBytes) {
       Check(cudaEventRecord(half_free_[half_], stream_), "a copy's event");
@@ -249,6 +254,30 @@ void Device::Write(void* device, const void* host, size_t bytes) {
     from += part;
     bytes -= part;
   }
+}
+
+// A range that cannot be pinned (there is a limit) is copied through the halves.
+void Device::Pin(const void* host, size_t bytes) {
+  cudaSetDevice(device_.index);
+  const cudaError_t error =
+      cudaHostRegister(const_cast<void*>(host), bytes, cudaHostRegisterPortable);
+  if (error == cudaSuccess) {
+    pinned_.emplace(static_cast<const std::byte*>(host), bytes);
+  } else {
+    cudaGetLastError();
+  }
+}
+
+void Device::Unpin(const void* host) {
+  if (pinned_.erase(static_cast<const std::byte*>(host)) == 0) return;
+  Check(cudaHostUnregister(const_cast<void*>(host)), "unpinning");
+}
+
+bool Device::IsPinned(const std::byte* host, size_t bytes) const {
+  auto after = pinned_.upper_bound(host);
+  if (after == pinned_.begin()) return false;
+  const auto& [begin, size] = *--after;
+  return host + bytes <= begin + size;
 }
 
 void Device::Read(void* host, const void* device, size_t bytes) {

@@ -1,6 +1,6 @@
 // Checkpoint layout -> kernel layout, on the device: the bytes travel as the checkpoint has them,
-// through the pinned halves of Write(), and are laid out by PackedWord (mx_layout.h), which the
-// host's tests compare with the CPU's layout. BF16: [in, out] -> [out, in].
+// by Write(), or were made there, and are laid out by PackedWord (mx_layout.h), which the host's
+// tests compare with the CPU's layout. BF16: [in, out] -> [out, in].
 //
 // A thread a 32-bit word of MXFP4; a 32 x 32 square a thread block of BF16. Bound: the bytes, once
 // in and once out; the copy from the host is slower by far. Rate: not yet measured.
@@ -65,19 +65,25 @@ void Device::Repack(const RepackArgs& args) {
   const size_t code_bytes =
       static_cast<size_t>(is_mx ? args.out * args.in / 2 : args.out * args.in * 2);
   const size_t scale_bytes = is_mx ? static_cast<size_t>(args.out * args.in / kMxBlock) : 0;
-  auto* const codes =
-      static_cast<std::byte*>(ScratchOf(ScratchFor::kCodes, code_bytes + scale_bytes));
-  if (codes == nullptr) return;
-  Write(codes, args.codes, code_bytes);
+  const std::byte* codes = args.codes;
+  const uint8_t* scales = args.scales;
+  if (args.source == RepackArgs::Source::kHost) {
+    auto* const copy =
+        static_cast<std::byte*>(ScratchOf(ScratchFor::kCodes, code_bytes + scale_bytes));
+    if (copy == nullptr) return;
+    Write(copy, codes, code_bytes);
+    Write(copy + code_bytes, scales, scale_bytes);
+    codes = copy;
+    scales = reinterpret_cast<const uint8_t*>(copy + code_bytes);
+  }
   if (is_mx) {
-    Write(codes + code_bytes, args.scales, scale_bytes);
     const int64_t tiles = MxTiles(args.out, kTileOuts) * MxTiles(args.in, kTileInputs);
     Launch(PackMxKernel,
            dim3(static_cast<unsigned>(tiles)),
            kThreads,
            0,
            codes,
-           reinterpret_cast<const uint8_t*>(codes + code_bytes),
+           scales,
            args.out,
            args.in,
            reinterpret_cast<uint32_t*>(args.packed));

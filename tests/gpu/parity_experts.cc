@@ -1,10 +1,12 @@
 // Parity of the experts: their packed layout and the grouped products.
 #include <algorithm>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "kernels/cuda/mx_layout.h"
+#include "kernels/synthetic.h"
 #include "tests/gpu/checks.h"
 #include "tests/gpu/device_arrays.h"
 #include "tests/kernels/arrays.h"
@@ -18,6 +20,7 @@ class ExpertChecks : public Checks {
 
   void Run() {
     if (gpu_.numerics_class() != "cpu") Section("repack", [&] { Repacks(); });
+    if (gpu_.Synthesize({})) Section("synthesize", [&] { Synthesizes(); });
     Section("expert mlp", [&] { Experts(); });
   }
 
@@ -73,6 +76,63 @@ class ExpertChecks : public Checks {
                       expected),
             "repack " + std::to_string(out) + " x " + std::to_string(in));
     }
+  }
+
+  template <typename T>
+  void CheckSynthetic(DType dtype, const SyntheticFormula& formula, int64_t first, int64_t count) {
+    DeviceArrays device(&gpu_);
+    std::vector<T> expected;
+    for (int64_t i = 0; i < count; ++i) {
+      const uint8_t b = SyntheticByte(formula.seed, first + i);
+      if constexpr (std::is_same_v<T, uint8_t>) {
+        expected.push_back(SyntheticU8(formula, b));
+      } else if constexpr (std::is_same_v<T, float>) {
+        expected.push_back(SyntheticFloat(formula, b));
+      } else {
+        expected.push_back(ToBf16(SyntheticFloat(formula, b)));
+      }
+    }
+    auto* const out = device.Put(std::vector<T>(static_cast<size_t>(count)));
+    gpu_.Synthesize(
+        {.formula = formula, .first = first, .count = count, .dtype = dtype, .out = out});
+    Check(EqualBits(device.Get(out, expected.size()), expected),
+          "synthesize " + std::to_string(count) + " from " + std::to_string(first) + ", kind " +
+              std::to_string(static_cast<int>(formula.kind)));
+  }
+
+  // Every meaning of a byte, also beyond 2^32 elements; then an expert made and packed there.
+  void Synthesizes() {
+    using Kind = SyntheticFormula::Kind;
+    for (const int64_t first : {int64_t{0}, int64_t{3}, int64_t{5'000'000'011}}) {
+      for (const int64_t count : {1, 255, 4'099}) {
+        CheckSynthetic<uint8_t>(DType::kU8, {.seed = 1, .kind = Kind::kCode}, first, count);
+        for (const uint8_t base : {uint8_t{118}, uint8_t{122}}) {
+          CheckSynthetic<uint8_t>(
+              DType::kU8, {.seed = 2, .kind = Kind::kScale, .base = base}, first, count);
+        }
+        CheckSynthetic<Bf16>(DType::kBf16, {.seed = 3, .kind = Kind::kGain}, first, count);
+        CheckSynthetic<float>(DType::kF32, {.seed = 3, .kind = Kind::kGain}, first, count);
+        for (int8_t shift = 5; shift <= 10; ++shift) {
+          const SyntheticFormula number{.seed = 4, .kind = Kind::kNumber, .shift = shift};
+          CheckSynthetic<Bf16>(DType::kBf16, number, first, count);
+          CheckSynthetic<float>(DType::kF32, number, first, count);
+        }
+      }
+    }
+    const Matrix m = RandomMatrix(ExpertFormat::kMxfp4, 19, 65, 96);
+    DeviceArrays device(&gpu_);
+    const std::byte* from_host = PackOn(gpu_, &device, ExpertFormat::kMxfp4, m);
+    const auto bytes = static_cast<size_t>(gpu_.PackedBytes(ExpertFormat::kMxfp4, m.out, m.in));
+    auto* const packed = static_cast<std::byte*>(device.Allocate(bytes));
+    gpu_.Repack({.format = ExpertFormat::kMxfp4,
+                 .out = m.out,
+                 .in = m.in,
+                 .codes = device.Put(m.codes),
+                 .scales = device.Put(m.scales),
+                 .packed = packed,
+                 .source = RepackArgs::Source::kDevice});
+    Check(EqualBits(device.Get(packed, bytes), device.Get(from_host, bytes)),
+          "repack from the device's memory");
   }
 
   // A layer of experts on both sides.

@@ -26,6 +26,41 @@ TEST_F(GpuProgramsTest, ParityHoldsBetweenTwoThatAgree) {
   EXPECT_EQ(CheckExperts(&specification_, &device_, /*is_quick=*/true), 0);
 }
 
+// A device that makes synthetic weights, of which one in 4,096 may be wrong.
+class MakingBackend final : public CpuBackend {
+ public:
+  explicit MakingBackend(bool is_wrong) : CpuBackend({.num_threads = 1}), is_wrong_(is_wrong) {}
+
+  bool Synthesize(const SynthesizeArgs& args) override {
+    for (int64_t i = 0; i < args.count; ++i) {
+      uint8_t b = SyntheticByte(args.formula.seed, args.first + i);
+      if (is_wrong_ && i == 4'095) b ^= 1;
+      switch (args.dtype) {
+        case DType::kU8:
+          static_cast<uint8_t*>(args.out)[i] = SyntheticU8(args.formula, b);
+          break;
+        case DType::kBf16:
+          static_cast<Bf16*>(args.out)[i] = ToBf16(SyntheticFloat(args.formula, b));
+          break;
+        default:
+          static_cast<float*>(args.out)[i] = SyntheticFloat(args.formula, b);
+      }
+    }
+    return true;
+  }
+
+ private:
+  const bool is_wrong_;
+};
+
+TEST_F(GpuProgramsTest, SyntheticWeightsAreCheckedWhereADeviceMakesThem) {
+  MakingBackend right(/*is_wrong=*/false);
+  MakingBackend wrong(/*is_wrong=*/true);
+  EXPECT_EQ(CheckExperts(&specification_, &right, /*is_quick=*/true), 0);
+  // Each of the three places, seventeen tensors: all that reach so far.
+  EXPECT_EQ(CheckExperts(&specification_, &wrong, /*is_quick=*/true), 3 * 17);
+}
+
 TEST_F(GpuProgramsTest, OneHashWhateverBatchAndChunk) {
   constexpr int kSequences = 9;
   StepModel model(&device_,

@@ -5,14 +5,14 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <set>
+#include <map>
 
 #include "base/check.h"
 #include "kernels/backend.h"
 
 namespace shoal {
 
-class LoadFakeBackend final : public Backend {
+class LoadFakeBackend : public Backend {
  public:
   explicit LoadFakeBackend(int64_t max_bytes = int64_t{1} << 40) : max_bytes_(max_bytes) {}
 
@@ -28,7 +28,7 @@ class LoadFakeBackend final : public Backend {
     if (allocated_bytes_ + static_cast<int64_t>(bytes) > max_bytes_) return nullptr;
     void* data = std::aligned_alloc(64, bytes);
     allocated_bytes_ += static_cast<int64_t>(bytes);
-    CHECK(blocks_.insert(data).second);
+    CHECK(blocks_.emplace(data, bytes).second);
     return data;
   }
 
@@ -90,10 +90,21 @@ class LoadFakeBackend final : public Backend {
 
   void Sample(const SampleArgs&) override { std::abort(); }
 
+ protected:
+  // Whether `data` lies in memory of this backend.
+  bool Owns(const void* data) const {
+    const auto at = reinterpret_cast<uintptr_t>(data);
+    for (const auto& [block, bytes] : blocks_) {
+      const auto begin = reinterpret_cast<uintptr_t>(block);
+      if (at >= begin && at < begin + bytes) return true;
+    }
+    return false;
+  }
+
  private:
   const int64_t max_bytes_;
   int64_t allocated_bytes_ = 0;
-  std::set<void*> blocks_;
+  std::map<void*, size_t> blocks_;
 };
 
 }  // namespace shoal

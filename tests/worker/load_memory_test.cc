@@ -16,7 +16,9 @@
 
 #include "model/synthetic.h"
 #include "model/tensors.h"
+#include "tests/worker/device_fake_backend.h"
 #include "tests/worker/load_fake_backend.h"
+#include "worker/load/device_dense.h"
 #include "worker/load/loader.h"
 
 namespace shoal {
@@ -298,6 +300,103 @@ TEST(ExpertSetTest, ProgressCanCancelAndChangesNothing) {
   EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
   EXPECT_TRUE(set->experts().empty());
   EXPECT_EQ(backend.allocated_bytes(), 0);
+}
+
+// A source that hides that it has a formula, as a checkpoint has none.
+class FormulaLessSource final : public WeightSource {
+ public:
+  explicit FormulaLessSource(const ModelConfig& config) : inner_(MakeSyntheticSource(config)) {}
+
+  const ModelConfig& config() const override { return inner_->config(); }
+
+  std::string digest() const override { return inner_->digest(); }
+
+  absl::Status Read(absl::string_view tensor,
+                    int64_t offset,
+                    std::span<std::byte> out) const override {
+    return inner_->Read(tensor, offset, out);
+  }
+
+ private:
+  const std::unique_ptr<WeightSource> inner_;
+};
+
+TEST(ExpertSetTest, ADeviceMakesSyntheticExpertsItself) {
+  const ModelConfig config = ModelConfig::Tiny();
+  const auto source = MakeSyntheticSource(config);
+  DeviceFakeBackend backend;
+  const auto set = ExpertSet::Create(source.get(), &backend);
+  int64_t last_done = 0, total = 0;
+
+  ASSERT_TRUE(set->Hold(Ids({1, 4, 7}),
+                        [&](int64_t done, int64_t all) {
+                          last_done = done;
+                          total = all;
+                          return true;
+                        })
+                  .ok());
+
+  EXPECT_EQ(FirstDifference(*set, config), "");
+  EXPECT_GT(backend.num_synthesized(), 0);
+  EXPECT_EQ(backend.pinned_bytes_written(), 0);
+  EXPECT_EQ(last_done, total);
+  EXPECT_EQ(backend.allocated_bytes(), 3 * ExpertResidentBytes(config, backend));
+}
+
+TEST(ExpertSetTest, SeveralReadersFillPinnedMemory) {
+  for (const ExpertStorage storage : {ExpertStorage::kMxfp4, ExpertStorage::kBf16}) {
+    ModelConfig config = ModelConfig::Tiny();
+    config.storage = storage;
+    const FormulaLessSource source(config);
+    DeviceFakeBackend backend;
+    const auto set = ExpertSet::Create(&source, &backend);
+
+    ASSERT_TRUE(set->Hold(Ids({0, 2, 3, 5, 6}), nullptr).ok());
+
+    EXPECT_EQ(FirstDifference(*set, config), "");
+    EXPECT_EQ(backend.num_synthesized(), 0);
+    const int64_t weights = int64_t{2 + 1} * config.hidden * config.intermediate;
+    const int64_t each = storage == ExpertStorage::kMxfp4 ? weights / 2 : 2 * weights;
+    EXPECT_EQ(backend.pinned_bytes_written(), 5 * config.num_layers * each);
+  }
+}
+
+TEST(DeviceDenseTest, HoldsEveryDenseTensorHoweverItCame) {
+  const ModelConfig config = ModelConfig::Tiny();
+  const auto synthetic = MakeSyntheticSource(config);
+  const FormulaLessSource stored(config);
+  for (const WeightSource* source : {static_cast<const WeightSource*>(synthetic.get()),
+                                     static_cast<const WeightSource*>(&stored)}) {
+    DeviceFakeBackend backend;
+    int64_t last_done = 0, total = 0;
+    const auto dense = DeviceDense::Load(
+        *source,
+        [&](int64_t done, int64_t all) {
+          last_done = done;
+          total = all;
+          return true;
+        },
+        &backend);
+
+    ASSERT_TRUE(dense.ok()) << dense.status();
+    EXPECT_EQ(FirstDifference((*dense)->weights(), config), "");
+    EXPECT_EQ((*dense)->bytes(), DenseSegmentBytes(config));
+    EXPECT_EQ(last_done, total);
+    EXPECT_GT(total, 0);
+    EXPECT_EQ(backend.num_synthesized() > 0, source == synthetic.get());
+    EXPECT_EQ(backend.pinned_bytes_written() > 0, source == &stored);
+  }
+}
+
+TEST(DeviceDenseTest, TooLittleMemoryIsAnErrorWithTheBytes) {
+  const ModelConfig config = ModelConfig::Tiny();
+  DeviceFakeBackend backend(1000);
+
+  const auto dense = DeviceDense::Load(*MakeSyntheticSource(config), nullptr, &backend);
+
+  EXPECT_EQ(dense.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(dense.status().message()),
+              HasSubstr(std::to_string(DenseSegmentBytes(config)) + " bytes"));
 }
 
 // A source with some scale bytes replaced.

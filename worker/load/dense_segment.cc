@@ -1,8 +1,6 @@
 // The dense weights of a model in one piece of memory that the processes of a host share.
 //
-// Layout: a page with the header, then every part at a multiple of 64 bytes, in the order in which
-// a step reads them: layer by layer, then final norm, unembedding, embedding. Matrices are bf16 as
-// in the checkpoint, with q, k and v rows in one; vectors are fp32.
+// Layout: that of dense_plan.h, the header in the page in front.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -17,10 +15,8 @@
 
 #include "absl/strings/str_cat.h"
 
-#include "base/check.h"
-#include "base/prng.h"
 #include "base/status_macros.h"
-#include "model/tensors.h"
+#include "worker/load/dense_plan.h"
 #include "worker/load/loader.h"
 #include "worker/load/meter.h"
 #include "worker/load/widen.h"
@@ -28,8 +24,6 @@
 namespace shoal {
 namespace {
 
-constexpr int64_t kHeaderBytes = 4096;
-constexpr int64_t kAlignment = 64;
 constexpr int64_t kHugePageBytes = int64_t{2} << 20;
 // One read: large enough that its cost is the bytes, small enough that progress moves.
 constexpr int64_t kReadBytes = int64_t{32} << 20;
@@ -39,147 +33,17 @@ constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
 struct Header {
   char magic[8];
   int64_t bytes;      // Of the whole segment
-  uint64_t geometry;  // Hash of the plan: which tensor lies where
+  uint64_t geometry;  // GeometryHash
 };
 
-// One tensor's place in the segment.
-struct Part {
-  ModelTensor tensor;
-  int64_t offset = 0;
-
-  bool is_vector() const { return tensor.shape.size() == 1; }
-
-  int64_t bytes() const { return tensor.num_elements() * (is_vector() ? 4 : 2); }
-};
-
-struct Plan {
-  std::vector<Part> parts;
-  int64_t bytes = kHeaderBytes;
-};
-
-// Where `kind` stands in a step. k and v follow q at once, so that the three are one matrix.
-int OrderInLayer(TensorKind kind) {
-  constexpr TensorKind kOrder[] = {TensorKind::kAttentionNorm,
-                                   TensorKind::kQueryWeight,
-                                   TensorKind::kKeyWeight,
-                                   TensorKind::kValueWeight,
-                                   TensorKind::kQueryBias,
-                                   TensorKind::kKeyBias,
-                                   TensorKind::kValueBias,
-                                   TensorKind::kSinks,
-                                   TensorKind::kOutWeight,
-                                   TensorKind::kOutBias,
-                                   TensorKind::kMlpNorm,
-                                   TensorKind::kRouterWeight,
-                                   TensorKind::kRouterBias,
-                                   TensorKind::kFinalNorm,
-                                   TensorKind::kUnembedding,
-                                   TensorKind::kEmbedding};
-  const auto* at = std::find(std::begin(kOrder), std::end(kOrder), kind);
-  CHECK(at != std::end(kOrder));
-  return static_cast<int>(at - kOrder);
-}
-
-bool ContinuesBefore(TensorKind kind) {
-  return kind == TensorKind::kKeyWeight || kind == TensorKind::kValueWeight ||
-         kind == TensorKind::kKeyBias || kind == TensorKind::kValueBias;
-}
-
-Plan PlanDense(const ModelConfig& config) {
-  Plan plan;
-  for (ModelTensor& tensor : ModelTensors(config)) {
-    if (ClassOf(tensor.kind) == TensorClass::kDense) plan.parts.push_back({std::move(tensor)});
-  }
-  const auto key = [&](const Part& part) {
-    const int layer = part.tensor.layer < 0 ? config.num_layers : part.tensor.layer;
-    return std::pair(layer, OrderInLayer(part.tensor.kind));
-  };
-  std::sort(plan.parts.begin(), plan.parts.end(), [&](const Part& a, const Part& b) {
-    return key(a) < key(b);
-  });
-  for (Part& part : plan.parts) {
-    if (!ContinuesBefore(part.tensor.kind)) {
-      plan.bytes = (plan.bytes + kAlignment - 1) / kAlignment * kAlignment;
-    }
-    part.offset = plan.bytes;
-    plan.bytes += part.bytes();
-  }
-  return plan;
-}
-
-uint64_t GeometryHash(const Plan& plan) {
-  uint64_t hash = kFnvOffset;
-  for (const Part& part : plan.parts) {
-    hash = Fnv1a64(
-        absl::StrCat(part.tensor.name, ShapeToString(part.tensor.shape), "@", part.offset, ";"),
-        hash);
-  }
-  return hash;
-}
-
-DenseWeights MakeViews(const Plan& plan, const ModelConfig& config, std::byte* base) {
-  DenseWeights weights;
-  weights.layers.resize(static_cast<size_t>(config.num_layers));
-  for (const Part& part : plan.parts) {
-    const ModelTensor& tensor = part.tensor;
-    std::byte* data = base + part.offset;
-    const auto* vector = reinterpret_cast<const float*>(data);
-    const int64_t cols = part.is_vector() ? 0 : tensor.shape[1];
-    const TensorView matrix = MakeTensor(data, DType::kBf16, tensor.shape[0], cols);
-    DenseLayer* layer =
-        tensor.layer < 0 ? nullptr : &weights.layers[static_cast<size_t>(tensor.layer)];
-    switch (tensor.kind) {
-      case TensorKind::kAttentionNorm:
-        layer->attention_norm = vector;
-        break;
-      case TensorKind::kQueryWeight:
-        layer->qkv = MakeTensor(data, DType::kBf16, config.qkv_rows(), cols);
-        break;
-      case TensorKind::kQueryBias:
-        layer->qkv_bias = vector;
-        break;
-      case TensorKind::kSinks:
-        layer->sinks = vector;
-        break;
-      case TensorKind::kOutWeight:
-        layer->out = matrix;
-        break;
-      case TensorKind::kOutBias:
-        layer->out_bias = vector;
-        break;
-      case TensorKind::kMlpNorm:
-        layer->mlp_norm = vector;
-        break;
-      case TensorKind::kRouterWeight:
-        layer->router = matrix;
-        break;
-      case TensorKind::kRouterBias:
-        layer->router_bias = vector;
-        break;
-      case TensorKind::kEmbedding:
-        weights.embedding = matrix;
-        break;
-      case TensorKind::kUnembedding:
-        weights.unembedding = matrix;
-        break;
-      case TensorKind::kFinalNorm:
-        weights.final_norm = vector;
-        break;
-      default:
-        break;  // k and v lie behind q.
-    }
-  }
-  return weights;
-}
+static_assert(sizeof(Header) <= DensePlan::kFrontBytes);
 
 absl::Status Fill(const WeightSource& source,
-                  const Plan& plan,
+                  const DensePlan& plan,
                   const LoadProgress& progress,
                   std::byte* base) {
-  int64_t total = 0;
-  for (const Part& part : plan.parts) total += part.tensor.bytes();
-  LoadMeter meter(progress, total);
-  for (const Part& part : plan.parts) {
+  LoadMeter meter(progress, plan.StoredBytes());
+  for (const DensePart& part : plan.parts) {
     const ModelTensor& tensor = part.tensor;
     std::byte* data = base + part.offset;
     if (part.is_vector()) {
@@ -275,7 +139,7 @@ class Mapping {
 
 class SharedSegment final : public DenseSegment {
  public:
-  SharedSegment(Descriptor fd, Mapping mapping, const Plan& plan, const ModelConfig& config)
+  SharedSegment(Descriptor fd, Mapping mapping, const DensePlan& plan, const ModelConfig& config)
       : fd_(std::move(fd)),
         mapping_(std::move(mapping)),
         bytes_(plan.bytes),
@@ -297,7 +161,7 @@ class SharedSegment final : public DenseSegment {
 };
 
 absl::StatusOr<std::unique_ptr<DenseSegment>> MapReadOnly(Descriptor fd,
-                                                          const Plan& plan,
+                                                          const DensePlan& plan,
                                                           const ModelConfig& config) {
   ASSIGN_OR_RETURN(Mapping mapping, Mapping::Create(fd.get(), plan.bytes, PROT_READ));
   return std::make_unique<SharedSegment>(std::move(fd), std::move(mapping), plan, config);
@@ -311,7 +175,7 @@ int64_t DenseSegmentBytes(const ModelConfig& config) {
 
 absl::StatusOr<std::unique_ptr<DenseSegment>> DenseSegment::Load(const WeightSource& source,
                                                                  const LoadProgress& progress) {
-  const Plan plan = PlanDense(source.config());
+  const DensePlan plan = PlanDense(source.config());
   Descriptor fd(memfd_create("shoal dense weights", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (fd.get() < 0) return absl::ErrnoToStatus(errno, "memfd_create for the dense weights");
   if (ftruncate(fd.get(), plan.bytes) != 0) {
@@ -332,7 +196,7 @@ absl::StatusOr<std::unique_ptr<DenseSegment>> DenseSegment::Load(const WeightSou
 }
 
 absl::StatusOr<std::unique_ptr<DenseSegment>> DenseSegment::Map(int fd, const ModelConfig& config) {
-  const Plan plan = PlanDense(config);
+  const DensePlan plan = PlanDense(config);
   Descriptor own(fcntl(fd, F_DUPFD_CLOEXEC, 0));
   if (own.get() < 0)
     return absl::ErrnoToStatus(errno, absl::StrCat("dense weights in descriptor ", fd));

@@ -1,4 +1,4 @@
-// The dense weights once more, in the memory of a device that cannot read the host's.
+// The dense weights in the memory of a device that cannot read the host's.
 #pragma once
 
 #include <cstddef>
@@ -9,16 +9,20 @@
 #include "absl/status/statusor.h"
 
 #include "kernels/backend.h"
+#include "worker/load/dense_plan.h"
 #include "worker/load/loader.h"
+#include "worker/load/meter.h"
 #include "worker/weights.h"
 
 namespace shoal {
 
 class DeviceDense {
  public:
-  // One allocation and one copy; `segment` may go afterwards. kResourceExhausted: there is too
-  // little memory. kUnavailable: the device failed.
-  static absl::StatusOr<std::unique_ptr<DeviceDense>> Copy(const DenseSegment& segment,
+  // From the source to the device, read on several threads, with no copy kept by the host;
+  // synthetic weights are made there if the device can. One allocation; kResourceExhausted: there
+  // is too little memory. kUnavailable: the device failed.
+  static absl::StatusOr<std::unique_ptr<DeviceDense>> Load(const WeightSource& source,
+                                                           const LoadProgress& progress,
                                                            Backend* backend);
   ~DeviceDense();
 
@@ -32,6 +36,9 @@ class DeviceDense {
  private:
   DeviceDense(std::byte* memory, int64_t bytes, DenseWeights weights, Backend* backend)
       : memory_(memory), bytes_(bytes), weights_(std::move(weights)), backend_(backend) {}
+
+  absl::Status Read(const WeightSource& source, const DensePlan& plan, LoadMeter* meter);
+  absl::Status Synthesize(const WeightSource& source, const DensePlan& plan, LoadMeter* meter);
 
   std::byte* const memory_;
   const int64_t bytes_;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <future>
 #include <optional>
 #include <utility>
 
@@ -15,6 +14,8 @@
 #include "worker/load/loader.h"
 #include "worker/load/meter.h"
 #include "worker/load/mxfp4.h"
+#include "worker/load/pinned.h"
+#include "worker/load/read_ahead.h"
 #include "worker/load/widen.h"
 
 namespace shoal {
@@ -191,13 +192,30 @@ class DeviceExpertSet final : public ExpertSet {
   int64_t odd_scales() const override { return odd_scales_; }
 
  private:
+  // One projection of one expert in one layer.
+  struct Item {
+    int layer;
+    ExpertId expert;
+    std::byte* slab;
+    const Projection* projection;
+  };
+
   int64_t slab_bytes() const { return layout_.layer_bytes * source_.config().num_layers; }
+
+  bool is_mxfp4() const { return source_.config().storage == ExpertStorage::kMxfp4; }
 
   absl::Status Load(std::span<const ExpertId> missing,
                     const LoadProgress& progress,
                     std::vector<std::byte*>* slabs);
-  absl::Status Place(
-      const Stored& stored, const Projection& p, int layer, ExpertId expert, std::byte* slab);
+  absl::Status AllocateSlabs(std::span<const ExpertId> missing, std::vector<std::byte*>* slabs);
+  absl::Status Read(std::span<const Item> items, LoadMeter* meter);
+  void Reserve(const Projection& p, Stored* buffer) const;
+  absl::Status Place(const Stored& stored, const Item& item);
+  bool CanSynthesize() const;
+  absl::Status Synthesize(std::span<const Item> items, LoadMeter* meter);
+  void SynthesizeItem(const Item& item, std::byte* codes, uint8_t* scales);
+  std::byte* PackedOf(const Item& item) const;
+  std::byte* BiasOf(const Item& item) const;
   void Adopt(std::span<const ExpertId> experts, std::vector<std::byte*> slabs);
   void FreeAll(std::span<std::byte* const> slabs);
 
@@ -239,12 +257,34 @@ absl::Status DeviceExpertSet::Hold(std::span<const ExpertId> experts,
   return absl::OkStatus();
 }
 
-// Layer by layer, so that the reads of a file rise. While one projection is repacked the next is
-// read.
+// Layer by layer, so that the reads of a file rise.
 absl::Status DeviceExpertSet::Load(std::span<const ExpertId> missing,
                                    const LoadProgress& progress,
                                    std::vector<std::byte*>* slabs) {
-  const ModelConfig& config = source_.config();
+  RETURN_IF_ERROR(AllocateSlabs(missing, slabs));
+  std::vector<Item> items;
+  int64_t total = 0;
+  for (int layer = 0; layer < source_.config().num_layers; ++layer) {
+    for (const Projection& projection : projections_) {
+      for (size_t local = 0; local < missing.size(); ++local) {
+        items.push_back({layer, missing[local], (*slabs)[local], &projection});
+        total += StoredBytes(projection, source_.stored());
+      }
+    }
+  }
+  if (items.empty()) return absl::OkStatus();
+  LoadMeter meter(progress, total);
+  try {
+    RETURN_IF_ERROR(CanSynthesize() ? Synthesize(items, &meter) : Read(items, &meter));
+    backend_.Synchronize();  // Other threads compute with these, on streams of their own.
+  } catch (const DeviceFault& fault) {
+    return absl::UnavailableError(absl::StrCat("loading experts: ", fault.what()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceExpertSet::AllocateSlabs(std::span<const ExpertId> missing,
+                                            std::vector<std::byte*>* slabs) {
   for (const ExpertId expert : missing) {
     void* slab = backend_.Allocate(static_cast<size_t>(slab_bytes()));
     if (slab == nullptr) {
@@ -263,72 +303,122 @@ absl::Status DeviceExpertSet::Load(std::span<const ExpertId> missing,
     }
     slabs->push_back(static_cast<std::byte*>(slab));
   }
-
-  struct Item {
-    int layer;
-    size_t local;
-    size_t projection;
-  };
-
-  std::vector<Item> items;
-  int64_t total = 0;
-  for (int layer = 0; layer < config.num_layers; ++layer) {
-    for (size_t projection = 0; projection < projections_.size(); ++projection) {
-      for (size_t local = 0; local < missing.size(); ++local) {
-        items.push_back({layer, local, projection});
-        total += StoredBytes(projections_[projection], source_.stored());
-      }
-    }
-  }
-
-  LoadMeter meter(progress, total);
-  std::array<Stored, 2> buffers;  // One is read into while the other is repacked.
-  const auto read = [&](size_t i) {
-    return std::async(
-        std::launch::async,
-        [this, item = items[i], expert = missing[items[i].local], buffer = &buffers[i % 2]] {
-          return ReadStored(
-              source_, projections_[item.projection], item.layer, expert.value, buffer);
-        });
-  };
-  std::future<absl::Status> next;  // Behind the buffers: its end waits for the reading thread.
-  if (!items.empty()) next = read(0);
-  for (size_t i = 0; i < items.size(); ++i) {
-    RETURN_IF_ERROR(next.get());
-    if (i + 1 < items.size()) next = read(i + 1);
-    const Item& item = items[i];
-    const Projection& projection = projections_[item.projection];
-    RETURN_IF_ERROR(
-        Place(buffers[i % 2], projection, item.layer, missing[item.local], (*slabs)[item.local]));
-    RETURN_IF_ERROR(meter.Add(StoredBytes(projection, source_.stored())));
-  }
-  try {
-    backend_.Synchronize();  // Other threads compute with these, on streams of their own.
-  } catch (const DeviceFault& fault) {
-    return absl::UnavailableError(absl::StrCat("loading experts: ", fault.what()));
-  }
   return absl::OkStatus();
 }
 
-absl::Status DeviceExpertSet::Place(
-    const Stored& stored, const Projection& p, int layer, ExpertId expert, std::byte* slab) {
-  const bool is_mxfp4 = source_.config().storage == ExpertStorage::kMxfp4;
-  if (is_mxfp4) {
-    ASSIGN_OR_RETURN(const int64_t odd, CheckScales(stored.packed.scales, p, layer, expert.value));
+// While some projections are read, another one is repacked.
+absl::Status DeviceExpertSet::Read(std::span<const Item> items, LoadMeter* meter) {
+  std::vector<Stored> buffers(static_cast<size_t>(backend_.num_readers()) + 1);
+  std::vector<std::span<const std::byte>> ranges;
+  for (Stored& buffer : buffers) {
+    for (const Projection& p : projections_) Reserve(p, &buffer);
+    if (is_mxfp4()) {
+      ranges.push_back(buffer.packed.codes);
+      ranges.push_back(std::as_bytes(std::span(buffer.packed.scales)));
+    } else {
+      ranges.push_back(std::as_bytes(std::span(buffer.weight)));
+    }
+  }
+  const PinnedRanges pinned(&backend_, std::move(ranges));
+  return ReadAhead(
+      std::ssize(items),
+      static_cast<int>(buffers.size()),
+      [&](int64_t i, size_t buffer) {
+        const Item& item = items[static_cast<size_t>(i)];
+        return ReadStored(
+            source_, *item.projection, item.layer, item.expert.value, &buffers[buffer]);
+      },
+      [&](int64_t i, size_t buffer) -> absl::Status {
+        const Item& item = items[static_cast<size_t>(i)];
+        RETURN_IF_ERROR(Place(buffers[buffer], item));
+        return meter->Add(StoredBytes(*item.projection, source_.stored()));
+      });
+}
+
+// Room for a projection, so that reading the larger or the smaller one moves nothing.
+void DeviceExpertSet::Reserve(const Projection& p, Stored* buffer) const {
+  const auto elements = static_cast<size_t>(p.out * p.in);
+  const auto grow = [](auto* vector, size_t size) {
+    if (vector->size() < size) vector->resize(size);
+  };
+  if (source_.stored() == ExpertStorage::kBf16) grow(&buffer->weight, elements);
+  if (!is_mxfp4()) return;
+  grow(&buffer->packed.codes, elements / 2);
+  grow(&buffer->packed.scales, elements / kMxBlock);
+}
+
+bool DeviceExpertSet::CanSynthesize() const {
+  return is_mxfp4() && source_.stored() == ExpertStorage::kMxfp4 &&
+         source_.formula(TensorName(projections_[0].codes, 0)).has_value() &&
+         backend_.Synthesize({});
+}
+
+absl::Status DeviceExpertSet::Synthesize(std::span<const Item> items, LoadMeter* meter) {
+  int64_t most = 0;  // Elements of a projection
+  for (const Projection& p : projections_) most = std::max(most, p.out * p.in);
+  const int64_t bytes = most / 2 + most / kMxBlock;
+  auto* const codes = static_cast<std::byte*>(backend_.Allocate(static_cast<size_t>(bytes)));
+  if (codes == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no memory for ", bytes, " bytes to make experts in"));
+  }
+  absl::Status status;
+  for (size_t i = 0; i < items.size() && status.ok(); ++i) {
+    SynthesizeItem(items[i], codes, reinterpret_cast<uint8_t*>(codes + most / 2));
+    status = meter->Add(StoredBytes(*items[i].projection, source_.stored()));
+  }
+  backend_.Free(codes, static_cast<size_t>(bytes));
+  return status;
+}
+
+void DeviceExpertSet::SynthesizeItem(const Item& item, std::byte* codes, uint8_t* scales) {
+  const Projection& p = *item.projection;
+  const auto make = [&](TensorKind kind, int64_t count, DType dtype, void* out) {
+    backend_.Synthesize({.formula = *source_.formula(TensorName(kind, item.layer)),
+                         .first = item.expert.value * count,
+                         .count = count,
+                         .dtype = dtype,
+                         .out = out});
+  };
+  make(p.codes, p.out * p.in / 2, DType::kU8, codes);
+  make(p.scales, p.out * p.in / kMxBlock, DType::kU8, scales);
+  backend_.Repack({.format = ExpertFormat::kMxfp4,
+                   .out = p.out,
+                   .in = p.in,
+                   .codes = codes,
+                   .scales = scales,
+                   .packed = PackedOf(item),
+                   .source = RepackArgs::Source::kDevice});
+  make(p.bias, p.out, DType::kF32, BiasOf(item));
+}
+
+std::byte* DeviceExpertSet::PackedOf(const Item& item) const {
+  const bool is_gate_up = item.projection->bias == TensorKind::kGateUpBias;
+  return item.slab + item.layer * layout_.layer_bytes +
+         (is_gate_up ? layout_.gate_up : layout_.down);
+}
+
+std::byte* DeviceExpertSet::BiasOf(const Item& item) const {
+  const bool is_gate_up = item.projection->bias == TensorKind::kGateUpBias;
+  return item.slab + item.layer * layout_.layer_bytes +
+         (is_gate_up ? layout_.gate_up_bias : layout_.down_bias);
+}
+
+absl::Status DeviceExpertSet::Place(const Stored& stored, const Item& item) {
+  const Projection& p = *item.projection;
+  if (is_mxfp4()) {
+    ASSIGN_OR_RETURN(const int64_t odd,
+                     CheckScales(stored.packed.scales, p, item.layer, item.expert.value));
     odd_scales_ += odd;
   }
-  const bool is_gate_up = p.bias == TensorKind::kGateUpBias;
-  std::byte* base = slab + layer * layout_.layer_bytes;
   backend_.Repack({.format = FormatOf(source_.config()),
                    .out = p.out,
                    .in = p.in,
-                   .codes = is_mxfp4 ? stored.packed.codes.data()
-                                     : std::as_bytes(std::span(stored.weight)).data(),
-                   .scales = is_mxfp4 ? stored.packed.scales.data() : nullptr,
-                   .packed = base + (is_gate_up ? layout_.gate_up : layout_.down)});
-  backend_.Write(base + (is_gate_up ? layout_.gate_up_bias : layout_.down_bias),
-                 stored.bias.data(),
-                 stored.bias.size() * sizeof(float));
+                   .codes = is_mxfp4() ? stored.packed.codes.data()
+                                       : std::as_bytes(std::span(stored.weight)).data(),
+                   .scales = is_mxfp4() ? stored.packed.scales.data() : nullptr,
+                   .packed = PackedOf(item)});
+  backend_.Write(BiasOf(item), stored.bias.data(), stored.bias.size() * sizeof(float));
   return absl::OkStatus();
 }
 

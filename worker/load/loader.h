@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 
 #include "base/ids.h"
 #include "kernels/backend.h"
+#include "kernels/synthetic.h"
 #include "model/config.h"
 #include "worker/weights.h"
 
@@ -47,6 +49,12 @@ class WeightSource {
   virtual absl::Status Read(absl::string_view tensor,
                             int64_t offset,
                             std::span<std::byte> out) const = 0;
+
+  // What makes the tensor on a device, where there is a formula (`--load-format dummy`).
+  virtual std::optional<SyntheticFormula> formula(absl::string_view tensor) const {
+    static_cast<void>(tensor);
+    return std::nullopt;
+  }
 };
 
 // Opens DIR in any of the three layouts and checks its tensor table against the config: missing,

@@ -1,4 +1,5 @@
 // `--load-format dummy`.
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -30,13 +31,21 @@ class SyntheticSource final : public WeightSource {
   absl::Status Read(absl::string_view tensor,
                     int64_t offset,
                     std::span<std::byte> out) const override {
-    const auto it = tensors_.find(tensor);
-    CHECK(it != tensors_.end());
-    FillSynthetic(it->second, offset, out);
+    FillSynthetic(Find(tensor), offset, out);
     return absl::OkStatus();
   }
 
+  std::optional<SyntheticFormula> formula(absl::string_view tensor) const override {
+    return FormulaOf(Find(tensor));
+  }
+
  private:
+  const ModelTensor& Find(absl::string_view tensor) const {
+    const auto it = tensors_.find(tensor);
+    CHECK(it != tensors_.end());
+    return it->second;
+  }
+
   const ModelConfig config_;
   const std::string digest_;
   absl::flat_hash_map<std::string, ModelTensor> tensors_;  // By canonical name

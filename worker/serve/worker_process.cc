@@ -156,7 +156,14 @@ absl::Status Body::OpenBackends() {
   return absl::OkStatus();
 }
 
+// Other processes of the host may share the dense weights; a device has a memory of its own.
 absl::Status Body::GetDense(const ShouldStop& should_stop) {
+  const LoadProgress progress = LogProgress(options_.id, should_stop);
+  if (backends_.gpu != nullptr) {
+    ASSIGN_OR_RETURN(device_dense_,
+                     DeviceDense::Load(*source_, progress, backends_.stepping.get()));
+    return absl::OkStatus();
+  }
   if (options_.dense != nullptr) {
     dense_ = options_.dense;
     return absl::OkStatus();
@@ -164,19 +171,13 @@ absl::Status Body::GetDense(const ShouldStop& should_stop) {
   if (options_.dense_fd >= 0) {
     ASSIGN_OR_RETURN(own_dense_, DenseSegment::Map(options_.dense_fd, source_->config()));
   } else {
-    ASSIGN_OR_RETURN(own_dense_,
-                     DenseSegment::Load(*source_, LogProgress(options_.id, should_stop)));
+    ASSIGN_OR_RETURN(own_dense_, DenseSegment::Load(*source_, progress));
   }
   dense_ = own_dense_.get();
   return absl::OkStatus();
 }
 
 absl::Status Body::MakeWorker() {
-  if (backends_.gpu != nullptr) {
-    ASSIGN_OR_RETURN(device_dense_, DeviceDense::Copy(*dense_, backends_.stepping.get()));
-    own_dense_.reset();  // What the device has, the host need not keep.
-    dense_ = nullptr;
-  }
   ASSIGN_OR_RETURN(
       exchanges_,
       MakeExchangeFactory(options_.exchange, {.hub = options_.hub, .gpu = backends_.gpu}));
