@@ -82,6 +82,7 @@ SlabLayout LayOutSlab(const ModelConfig& config, const Backend& backend) {
 struct Stored {
   std::vector<uint16_t> weight;
   Mxfp4Matrix packed;
+  int64_t odd_scales = 0;
   std::vector<float> bias;
 };
 
@@ -124,24 +125,6 @@ absl::Status Pack(const Projection& p, int layer, int64_t expert, Stored* stored
                    "only such; --load-format stored keeps the experts as BF16"));
 }
 
-// Overwrites `stored`, whose memory is used again: fresh pages cost as much as the reading.
-absl::Status ReadStored(
-    const WeightSource& source, const Projection& p, int layer, int64_t expert, Stored* stored) {
-  if (source.stored() == ExpertStorage::kMxfp4) {
-    RETURN_IF_ERROR(ReadMxfp4(source, p, layer, expert, &stored->packed));
-  } else {
-    stored->weight.resize(static_cast<size_t>(p.out * p.in));
-    RETURN_IF_ERROR(source.Read(TensorName(p.weight, layer),
-                                expert * 2 * std::ssize(stored->weight),
-                                std::as_writable_bytes(std::span(stored->weight))));
-    if (source.config().storage == ExpertStorage::kMxfp4) {
-      RETURN_IF_ERROR(Pack(p, layer, expert, stored));
-    }
-  }
-  stored->bias.resize(static_cast<size_t>(p.out));
-  return ReadWidened(source, TensorName(p.bias, layer), expert * p.out, stored->bias);
-}
-
 // Returns how many scales are out of the ordinary.
 absl::StatusOr<int64_t> CheckScales(std::span<const uint8_t> scales,
                                     const Projection& p,
@@ -165,6 +148,27 @@ absl::StatusOr<int64_t> CheckScales(std::span<const uint8_t> scales,
   return std::count_if(scales.begin(), scales.end(), [](uint8_t scale) {
     return scale < kFirstOrdinaryScale || scale > kLastOrdinaryScale;
   });
+}
+
+// Overwrites `stored`, whose memory is used again: fresh pages cost as much as the reading.
+absl::Status ReadStored(
+    const WeightSource& source, const Projection& p, int layer, int64_t expert, Stored* stored) {
+  if (source.stored() == ExpertStorage::kMxfp4) {
+    RETURN_IF_ERROR(ReadMxfp4(source, p, layer, expert, &stored->packed));
+  } else {
+    stored->weight.resize(static_cast<size_t>(p.out * p.in));
+    RETURN_IF_ERROR(source.Read(TensorName(p.weight, layer),
+                                expert * 2 * std::ssize(stored->weight),
+                                std::as_writable_bytes(std::span(stored->weight))));
+    if (source.config().storage == ExpertStorage::kMxfp4) {
+      RETURN_IF_ERROR(Pack(p, layer, expert, stored));
+    }
+  }
+  if (source.config().storage == ExpertStorage::kMxfp4) {
+    ASSIGN_OR_RETURN(stored->odd_scales, CheckScales(stored->packed.scales, p, layer, expert));
+  }
+  stored->bias.resize(static_cast<size_t>(p.out));
+  return ReadWidened(source, TensorName(p.bias, layer), expert * p.out, stored->bias);
 }
 
 class DeviceExpertSet final : public ExpertSet {
@@ -210,7 +214,7 @@ class DeviceExpertSet final : public ExpertSet {
   absl::Status AllocateSlabs(std::span<const ExpertId> missing, std::vector<std::byte*>* slabs);
   absl::Status Read(std::span<const Item> items, LoadMeter* meter);
   void Reserve(const Projection& p, Stored* buffer) const;
-  absl::Status Place(const Stored& stored, const Item& item);
+  void Place(const Stored& stored, const Item& item);
   bool CanSynthesize() const;
   absl::Status Synthesize(std::span<const Item> items, LoadMeter* meter);
   void SynthesizeItem(const Item& item, std::byte* codes, uint8_t* scales);
@@ -328,9 +332,9 @@ absl::Status DeviceExpertSet::Read(std::span<const Item> items, LoadMeter* meter
         return ReadStored(
             source_, *item.projection, item.layer, item.expert.value, &buffers[buffer]);
       },
-      [&](int64_t i, size_t buffer) -> absl::Status {
+      [&](int64_t i, size_t buffer) {
         const Item& item = items[static_cast<size_t>(i)];
-        RETURN_IF_ERROR(Place(buffers[buffer], item));
+        Place(buffers[buffer], item);
         return meter->Add(StoredBytes(*item.projection, source_.stored()));
       });
 }
@@ -404,13 +408,8 @@ std::byte* DeviceExpertSet::BiasOf(const Item& item) const {
          (is_gate_up ? layout_.gate_up_bias : layout_.down_bias);
 }
 
-absl::Status DeviceExpertSet::Place(const Stored& stored, const Item& item) {
+void DeviceExpertSet::Place(const Stored& stored, const Item& item) {
   const Projection& p = *item.projection;
-  if (is_mxfp4()) {
-    ASSIGN_OR_RETURN(const int64_t odd,
-                     CheckScales(stored.packed.scales, p, item.layer, item.expert.value));
-    odd_scales_ += odd;
-  }
   backend_.Repack({.format = FormatOf(source_.config()),
                    .out = p.out,
                    .in = p.in,
@@ -419,7 +418,7 @@ absl::Status DeviceExpertSet::Place(const Stored& stored, const Item& item) {
                    .scales = is_mxfp4() ? stored.packed.scales.data() : nullptr,
                    .packed = PackedOf(item)});
   backend_.Write(BiasOf(item), stored.bias.data(), stored.bias.size() * sizeof(float));
-  return absl::OkStatus();
+  odd_scales_ += stored.odd_scales;
 }
 
 void DeviceExpertSet::Adopt(std::span<const ExpertId> experts, std::vector<std::byte*> slabs) {
