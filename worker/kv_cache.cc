@@ -37,9 +37,11 @@ BlockCounts BlocksThatFit(const ModelConfig& config,
   const int64_t window_bytes = WindowBlockBytes(config);
   const int64_t both = std::max<int64_t>(0, bytes) / (full_bytes + window_bytes);
   // A window and the chunk behind it may begin and end inside a block.
-  const int64_t enough_windows =
-      int64_t{num_sequences} * (config.sliding_window / kBlockTokens + 2) + chunk / kBlockTokens +
-      1;
+  const int64_t blocks_of_window = config.sliding_window / kBlockTokens + 2;
+  const int64_t bytes_of_sequence =
+      kUsualTokens / kBlockTokens * full_bytes + blocks_of_window * window_bytes;
+  const int64_t sequences = std::max<int64_t>(num_sequences, bytes / bytes_of_sequence);
+  const int64_t enough_windows = sequences * blocks_of_window + chunk / kBlockTokens + 1;
   const int64_t window = std::min(both, enough_windows);
   const int64_t full = full_bytes == 0 ? both : (bytes - window * window_bytes) / full_bytes;
   return {.full = static_cast<int32_t>(std::clamp<int64_t>(full, 0, kMaxBlocks)),

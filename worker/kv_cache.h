@@ -27,9 +27,12 @@ inline constexpr int32_t kMaxBlocks = (1 << 30) / kBlockTokens - 1;
 int64_t FullBlockBytes(const ModelConfig& config);
 int64_t WindowBlockBytes(const ModelConfig& config);
 
-// As many blocks as `bytes` hold. Long sequences leave the window layers behind, so beyond what
-// `num_sequences` windows and a chunk of `chunk` positions need, all room goes to full layers; up
-// to there both kinds grow alike, since short sequences need one for one.
+// As many blocks as `bytes` hold. Long sequences leave the window layers behind, so beyond what the
+// windows of sequences and a chunk of `chunk` positions need, all room goes to full layers; up to
+// there both kinds grow alike, since short sequences need one for one. Windows are for
+// `num_sequences`, or for as many of kUsualTokens as `bytes` hold if those are more: whichever kind
+// runs out first bounds how many sequences run.
+inline constexpr int32_t kUsualTokens = 2048;
 BlockCounts BlocksThatFit(const ModelConfig& config,
                           int64_t bytes,
                           int32_t num_sequences,

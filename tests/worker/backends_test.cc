@@ -50,5 +50,20 @@ TEST(MakeBackendsTest, CpusMustBeOneForEachThread) {
   EXPECT_EQ(backends.status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+constexpr int64_t kGigabyte = 1'000'000'000;
+
+TEST(UsableGpuBytesTest, LeavesATenthOfASmallGpuAndFourGibibytesOfALargeOne) {
+  EXPECT_EQ(*UsableGpuBytes(20 * kGigabyte, 4 * kGigabyte), 18 * kGigabyte);
+  EXPECT_EQ(*UsableGpuBytes(141 * kGigabyte, 4 * kGigabyte), 141 * kGigabyte - (int64_t{4} << 30));
+}
+
+TEST(UsableGpuBytesTest, DenseWeightsThatLeaveNoRoomAreAnErrorWithTheNumbers) {
+  const absl::StatusOr<int64_t> usable = UsableGpuBytes(4 * kGigabyte, 4'260'000'000);
+  EXPECT_EQ(usable.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(
+      std::string(usable.status().message()),
+      testing::AllOf(HasSubstr("4260000000 bytes"), HasSubstr("3600000000 of 4000000000 free")));
+}
+
 }  // namespace
 }  // namespace shoal

@@ -140,13 +140,27 @@ TEST_F(KvCacheTest, MemoryGoesToFullLayersOnceTheWindowsHaveRoom) {
   const int64_t pair = FullBlockBytes(config) + WindowBlockBytes(config);
   EXPECT_EQ(BlocksThatFit(config, -1, 64, 512), (BlockCounts{0, 0}));
   EXPECT_EQ(BlocksThatFit(config, pair * 10 + pair / 2, 64, 512), (BlockCounts{11, 10}));
-  const int64_t bytes = int64_t{8} << 30;
+  const int64_t bytes = int64_t{2} << 30;
   const BlockCounts large = BlocksThatFit(config, bytes, 64, 512);
   EXPECT_EQ(large.window, 64 * 6 + 17);
   const int64_t used =
       large.full * FullBlockBytes(config) + large.window * WindowBlockBytes(config);
   EXPECT_LE(used, bytes);
   EXPECT_GT(used + FullBlockBytes(config), bytes);
+}
+
+// A window pool for 64 sequences would leave 2,000 others of 80 GB waiting, whatever the full
+// layers have room for.
+TEST_F(KvCacheTest, LargeMemoryHasWindowsForAsManySequencesAsItsFullLayersHold) {
+  const ModelConfig config = ModelConfig::GptOss120b();
+  const int64_t bytes = 80'000'000'000;
+  const BlockCounts counts = BlocksThatFit(config, bytes, 64, 512);
+  const int64_t by_window = counts.window / 6;
+  const int64_t by_full = int64_t{counts.full} * kBlockTokens / kUsualTokens;
+  EXPECT_GT(by_full, 900);
+  EXPECT_GE(by_window, by_full);
+  EXPECT_LE(by_window, by_full + 4);
+  EXPECT_LE(counts.full * FullBlockBytes(config) + counts.window * WindowBlockBytes(config), bytes);
 }
 
 }  // namespace

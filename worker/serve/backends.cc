@@ -1,5 +1,6 @@
 #include "worker/serve/backends.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -57,7 +58,25 @@ absl::StatusOr<Backends> OnGpu(int device) {
   return backends;
 }
 
+// Beyond what is planned a GPU also holds the operations' scratch (chunks of attention up to 0.5
+// GB, hidden rows of experts 0.2 GB for 8,192 rows), kept graphs, machine code and an exchange's
+// buffers: below 3 GB together by count, not measured. A tenth where that is less.
+constexpr int64_t kMostUnplannedBytes = int64_t{4} << 30;
+
 }  // namespace
+
+absl::StatusOr<int64_t> UsableGpuBytes(int64_t free_bytes, int64_t dense_bytes) {
+  const int64_t usable = free_bytes - std::min(free_bytes / 10, kMostUnplannedBytes);
+  if (dense_bytes < usable) return usable;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the GPU is too small or too full: dense weights take ",
+                   dense_bytes,
+                   " bytes, ",
+                   usable,
+                   " of ",
+                   free_bytes,
+                   " free ones can be used; experts and K/V come on top"));
+}
 
 absl::StatusOr<Backends> MakeBackends(const BackendOptions& options) {
   absl::string_view rest = options.backend;

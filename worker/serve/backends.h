@@ -35,4 +35,9 @@ struct Backends {
 // that is not there); the message says what would do.
 absl::StatusOr<Backends> MakeBackends(const BackendOptions& options);
 
+// What a worker plans with, of `free_bytes` of a GPU's memory before anything is loaded: what steps
+// and the driver may still take is left out. kResourceExhausted, with the numbers: not even the
+// dense weights, which every worker holds, leave room.
+absl::StatusOr<int64_t> UsableGpuBytes(int64_t free_bytes, int64_t dense_bytes);
+
 }  // namespace shoal

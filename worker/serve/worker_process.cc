@@ -13,6 +13,7 @@
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 
 #include "base/serve/log.h"
@@ -55,15 +56,24 @@ int64_t AvailableMemory() {
   return 0;
 }
 
+// In GB/s, for a log line.
+std::string Rate(int64_t bytes, absl::Duration took) {
+  return absl::StrFormat("%.2f", static_cast<double>(bytes) / absl::ToDoubleSeconds(took) / 1e9);
+}
+
 // One line for every tenth of the bytes. Returning false cancels the load.
 LoadProgress LogProgress(uint32_t worker, const ShouldStop& should_stop) {
-  return [worker, &should_stop, tenths = int64_t{-1}](int64_t done, int64_t total) mutable {
+  const absl::Time begin = absl::Now();
+  return [worker, &should_stop, begin, tenths = int64_t{-1}](int64_t done, int64_t total) mutable {
     const int64_t now = total == 0 ? 10 : done * 10 / total;
     if (now != tenths) {
       tenths = now;
       Log(LogLevel::kInfo,
           "load.dense",
-          {{"worker", worker}, {"done_bytes", done}, {"total_bytes", total}});
+          {{"worker", worker},
+           {"done_bytes", done},
+           {"total_bytes", total},
+           {"gb_per_s", Rate(done, absl::Now() - begin)}});
     }
     return !should_stop(absl::ZeroDuration());
   };
@@ -120,6 +130,11 @@ class Body {
   std::string logged_phase_;
   int64_t logged_tenths_ = 0;
 
+  struct {
+    absl::Time time;
+    int64_t done_bytes = 0;
+  } load_begin_;  // When the load was last seen in its first tenth: rates count from here
+
   // The links deliver to the worker, the worker sends through the links. Nothing is delivered
   // before all links are there (both need mutex_); at the end the links go first, each kept by a
   // Send() in progress, then the worker, which is the last member.
@@ -160,6 +175,8 @@ absl::Status Body::OpenBackends() {
 absl::Status Body::GetDense(const ShouldStop& should_stop) {
   const LoadProgress progress = LogProgress(options_.id, should_stop);
   if (backends_.gpu != nullptr) {
+    RETURN_IF_ERROR(
+        UsableGpuBytes(backends_.free_bytes, DenseSegmentBytes(source_->config())).status());
     ASSIGN_OR_RETURN(device_dense_,
                      DeviceDense::Load(*source_, progress, backends_.stepping.get()));
     return absl::OkStatus();
@@ -186,8 +203,10 @@ absl::Status Body::MakeWorker() {
   const int64_t dense_bytes = device_dense_ != nullptr ? device_dense_->bytes()
                               : dense_is_shared        ? 0
                                                        : dense_->bytes();
-  const int64_t free = backends_.gpu != nullptr ? backends_.free_bytes : AvailableMemory();
-  const auto available = static_cast<int64_t>(kUsableShare * static_cast<double>(free));
+  int64_t available = static_cast<int64_t>(kUsableShare * static_cast<double>(AvailableMemory()));
+  if (backends_.gpu != nullptr) {
+    ASSIGN_OR_RETURN(available, UsableGpuBytes(backends_.free_bytes, dense_bytes));
+  }
   worker_ = std::make_unique<Worker>(
       WorkerOptions{.id = WorkerId{options_.id},
                     .incarnation = NewIncarnation(),
@@ -251,7 +270,10 @@ void Body::Send(FromWorker message) {
         "worker.memory",
         {{"worker", options_.id},
          {"kv_tokens", int64_t{loaded->num_full_blocks} * kBlockTokens},
-         {"window_blocks", loaded->num_window_blocks}});
+         {"window_blocks", loaded->num_window_blocks},
+         {"kv_bytes",
+          loaded->num_full_blocks * FullBlockBytes(source_->config()) +
+              loaded->num_window_blocks * WindowBlockBytes(source_->config())}});
   }
   std::shared_ptr<CoordinatorLink> link;
   {
@@ -273,13 +295,16 @@ void Body::Watch() {
   const Beat beat = worker_->beat();
   const int64_t tenths =
       beat.load_total_bytes == 0 ? 0 : beat.load_done_bytes * 10 / beat.load_total_bytes;
+  if (tenths == 0) load_begin_ = {.time = absl::Now(), .done_bytes = beat.load_done_bytes};
   if (tenths != logged_tenths_) {
     logged_tenths_ = tenths;
     Log(LogLevel::kInfo,
         "load.experts",
         {{"worker", options_.id},
          {"done_bytes", beat.load_done_bytes},
-         {"total_bytes", beat.load_total_bytes}});
+         {"total_bytes", beat.load_total_bytes},
+         {"gb_per_s",
+          Rate(beat.load_done_bytes - load_begin_.done_bytes, absl::Now() - load_begin_.time)}});
   }
   if (const ExchangeTimings timings = exchanges_->timings(); timings.epoch != logged_epoch_) {
     logged_epoch_ = timings.epoch;
