@@ -45,7 +45,10 @@ if [ ! -x "$programs/gpu_parity" ] || [ ! -x "$programs/gpu_forward" ] || [ ! -x
     echo "no build in $build, and no nvcc or cmake to make one" >&2
     exit 1
   fi
-  part configure 60 cmake --preset gpu -B "$build" || exit 1
+  # For this machine's GPU; the preset's own choice is 9.0, whose wgmma wants the "a".
+  architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
+  [ "${architecture:-90}" = 90 ] && architecture=90a
+  part configure 60 cmake --preset gpu -B "$build" -DCMAKE_CUDA_ARCHITECTURES="$architecture-real" || exit 1
   part build 300 cmake --build "$build" -j "$(nproc)" || { tail -30 "$out/build.log"; exit 1; }
 fi
 
