@@ -9,6 +9,7 @@
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/tuning.h"
 #include "kernels/numeric.h"
 
 namespace shoal {
@@ -231,13 +232,20 @@ void Device::Free(void* data, size_t /*bytes*/) {
 void Device::Write(void* device, const void* host, size_t bytes) {
   KERNEL_CHECK(!is_capturing_);
   cudaSetDevice(device_.index);
-  auto* to = static_cast<std::byte*>(device);
-  const auto* from = static_cast<const std::byte*>(host);
-  if (IsPinned(from, bytes)) {
-    Check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying in");
-    Check(cudaStreamSynchronize(stream_), "copying in");  // The source is the caller's again.
-    return;
-  }
+  auto* const to = static_cast<std::byte*>(device);
+  const std::span from(static_cast<const std::byte*>(host), bytes);
+  const std::span<const std::byte> pinned = PinnedPart(from);
+  if (pinned.empty()) return WriteStaged(to, from.data(), bytes);
+  const auto before = static_cast<size_t>(pinned.data() - from.data());
+  const size_t end = before + pinned.size();
+  WriteStaged(to, from.data(), before);
+  Check(cudaMemcpyAsync(to + before, pinned.data(), pinned.size(), cudaMemcpyHostToDevice, stream_),
+        "copying in");
+  WriteStaged(to + end, from.data() + end, bytes - end);
+  Check(cudaStreamSynchronize(stream_), "copying in");  // The source is the caller's again.
+}
+
+void Device::WriteStaged(std::byte* to, const std::byte* from, size_t bytes) {
   while (bytes > 0) {
     if (staging_used_ == kHalfBytes) {
       Check(cudaEventRecord(half_free_[half_], stream_), "a copy's event");
@@ -256,28 +264,33 @@ void Device::Write(void* device, const void* host, size_t bytes) {
   }
 }
 
-// A range that cannot be pinned (there is a limit) is copied through the halves.
+// Whole pages inside the range: a page that neighbours share is pinned by neither. What cannot be
+// pinned (there is a limit) is copied through the halves.
 void Device::Pin(const void* host, size_t bytes) {
   cudaSetDevice(device_.index);
-  const cudaError_t error =
-      cudaHostRegister(const_cast<void*>(host), bytes, cudaHostRegisterPortable);
+  const std::span<const std::byte> pages = WholePages({static_cast<const std::byte*>(host), bytes});
+  if (pages.empty()) return;
+  const cudaError_t error = cudaHostRegister(
+      const_cast<std::byte*>(pages.data()), pages.size(), cudaHostRegisterPortable);
   if (error == cudaSuccess) {
-    pinned_.emplace(static_cast<const std::byte*>(host), bytes);
+    pinned_.emplace(host, pages);
   } else {
     cudaGetLastError();
   }
 }
 
 void Device::Unpin(const void* host) {
-  if (pinned_.erase(static_cast<const std::byte*>(host)) == 0) return;
-  Check(cudaHostUnregister(const_cast<void*>(host)), "unpinning");
+  const auto it = pinned_.find(host);
+  if (it == pinned_.end()) return;
+  Check(cudaHostUnregister(const_cast<std::byte*>(it->second.data())), "unpinning");
+  pinned_.erase(it);
 }
 
-bool Device::IsPinned(const std::byte* host, size_t bytes) const {
-  auto after = pinned_.upper_bound(host);
-  if (after == pinned_.begin()) return false;
-  const auto& [begin, size] = *--after;
-  return host + bytes <= begin + size;
+// The part of `host` that lies in the last pinned range to begin before its end.
+std::span<const std::byte> Device::PinnedPart(std::span<const std::byte> host) const {
+  auto after = pinned_.lower_bound(host.data() + host.size());
+  if (after == pinned_.begin()) return {};
+  return Overlap((--after)->second, host);
 }
 
 void Device::Read(void* host, const void* device, size_t bytes) {

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -114,7 +115,8 @@ class Device final : public CudaBackend {
  private:
   [[noreturn]] void ThrowFault() const;
   std::string AskCompiledCode(const std::string& gpu);
-  bool IsPinned(const std::byte* host, size_t bytes) const;
+  void WriteStaged(std::byte* to, const std::byte* from, size_t bytes);
+  std::span<const std::byte> PinnedPart(std::span<const std::byte> host) const;
   void CaptureStep(KeptStep* step, const std::function<void()>& ops);
 
   const CudaDevice device_;
@@ -133,7 +135,8 @@ class Device final : public CudaBackend {
   int half_ = 0;
   cudaEvent_t half_free_[2] = {};
 
-  std::map<const std::byte*, size_t> pinned_;  // What Pin() was given, by address
+  // By what Pin() was given: the pages wholly inside.
+  std::map<const void*, std::span<const std::byte>> pinned_;
 
   Scratch scratch_[static_cast<int>(ScratchFor::kNum)];
   std::unordered_map<uint64_t, KeptStep> kept_;

@@ -39,4 +39,17 @@ int64_t MaxChunks(int64_t max_positions, int64_t window) {
   return std::min(all, CeilDiv(window - 1, kChunkTokens) + 1);
 }
 
+std::span<const std::byte> WholePages(std::span<const std::byte> range) {
+  const auto begin = reinterpret_cast<uintptr_t>(range.data());
+  const uintptr_t first = (begin + kPageBytes - 1) / kPageBytes * kPageBytes;
+  const uintptr_t last = (begin + range.size()) / kPageBytes * kPageBytes;
+  return first < last ? range.subspan(first - begin, last - first) : std::span<const std::byte>();
+}
+
+std::span<const std::byte> Overlap(std::span<const std::byte> a, std::span<const std::byte> b) {
+  const std::byte* const first = std::max(a.data(), b.data());
+  const std::byte* const last = std::min(a.data() + a.size(), b.data() + b.size());
+  return first < last ? std::span(first, last) : std::span<const std::byte>();
+}
+
 }  // namespace shoal::cuda

@@ -6,7 +6,9 @@
 // no bit.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace shoal::cuda {
 
@@ -41,6 +43,11 @@ int64_t MaxExpertTiles(int64_t pairs, int64_t num_experts, int tokens);
 // Attention's unit of sum: the scores of so many positions (from a multiple of it) are one softmax,
 // and the parts are merged in rising order. Part of the numerics.
 inline constexpr int kChunkTokens = 64;
+
+// The pages that lie wholly inside a range of host memory; and what two ranges share. Empty: none.
+inline constexpr size_t kPageBytes = 4096;
+std::span<const std::byte> WholePages(std::span<const std::byte> range);
+std::span<const std::byte> Overlap(std::span<const std::byte> a, std::span<const std::byte> b);
 
 // Chunks that a row at `max_positions - 1` or before can see.
 int64_t MaxChunks(int64_t max_positions, int64_t window);

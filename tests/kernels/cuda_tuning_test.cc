@@ -1,7 +1,9 @@
 // Host-side choices of the CUDA backend: what a sum's order depends on is pinned, what must cover
 // the work is checked exhaustively.
 #include <algorithm>
+#include <cstdint>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -91,6 +93,38 @@ TEST(ChunksTest, AWindowTouchesNoMoreChunksThanItsBound) {
     }
   }
   EXPECT_EQ(MaxChunks(131'072, 128), 3);  // One thread block of four chunks merges them all.
+}
+
+TEST(PagesTest, WholePagesAreInsideAndAsManyAsFit) {
+  static std::byte memory[4 * kPageBytes];
+  const auto begin = reinterpret_cast<uintptr_t>(memory);
+  for (const size_t from : {0, 1, 16, 4'095, 4'096, 4'100}) {
+    for (const size_t bytes : {0, 1, 4'095, 4'096, 8'191, 8'192, 8'300, 12'000}) {
+      const std::span<const std::byte> pages = WholePages({memory + from, bytes});
+      size_t whole = 0;
+      for (uintptr_t page = (begin + from) / kPageBytes; page * kPageBytes < begin + from + bytes;
+           ++page) {
+        const bool is_inside =
+            page * kPageBytes >= begin + from && (page + 1) * kPageBytes <= begin + from + bytes;
+        whole += is_inside ? 1 : 0;
+      }
+      ASSERT_EQ(pages.size(), whole * kPageBytes) << from << " " << bytes;
+      if (whole == 0) continue;
+      ASSERT_EQ(reinterpret_cast<uintptr_t>(pages.data()) % kPageBytes, 0u);
+      ASSERT_GE(pages.data(), memory + from);
+      ASSERT_LE(pages.data() + pages.size(), memory + from + bytes);
+    }
+  }
+}
+
+TEST(PagesTest, AnOverlapIsWhatBothHave) {
+  const std::byte memory[10]{};
+  const std::span<const std::byte> all(memory);
+  EXPECT_EQ(Overlap(all.first(6), all.subspan(4)).data(), memory + 4);
+  EXPECT_EQ(Overlap(all.first(6), all.subspan(4)).size(), 2u);
+  EXPECT_EQ(Overlap(all.subspan(2, 3), all).size(), 3u);
+  EXPECT_TRUE(Overlap(all.first(4), all.subspan(4)).empty());
+  EXPECT_TRUE(Overlap(all.subspan(8), all.first(2)).empty());
 }
 
 TEST(SortKeyTest, OrdersAsLogitsFallAndIdsRise) {
