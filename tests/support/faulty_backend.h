@@ -1,6 +1,7 @@
-// A device that fails when a test wants it to.
+// A device that fails, or is full, when a test wants it to.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -22,9 +23,21 @@ class FaultyBackend final : public Backend {
 
   std::string_view numerics_class() const override { return inner_.numerics_class(); }
 
-  void* Allocate(size_t bytes) override { return inner_.Allocate(bytes); }
+  // Other processes hold the rest of its memory; what is allocated already stays.
+  void LeaveFree(int64_t bytes) { free_bytes_ = bytes; }
 
-  void Free(void* data, size_t bytes) override { inner_.Free(data, bytes); }
+  void* Allocate(size_t bytes) override {
+    const auto wanted = static_cast<int64_t>(bytes);
+    if (wanted > free_bytes_) return nullptr;
+    void* const data = inner_.Allocate(bytes);
+    if (data != nullptr) free_bytes_ -= wanted;
+    return data;
+  }
+
+  void Free(void* data, size_t bytes) override {
+    inner_.Free(data, bytes);
+    free_bytes_ += static_cast<int64_t>(bytes);
+  }
 
   void Write(void* device, const void* host, size_t bytes) override {
     inner_.Write(device, host, bytes);
@@ -82,6 +95,7 @@ class FaultyBackend final : public Backend {
 
   Backend& inner_;
   std::string fault_;
+  int64_t free_bytes_ = int64_t{1} << 40;
 };
 
 }  // namespace shoal

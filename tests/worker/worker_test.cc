@@ -257,6 +257,25 @@ TEST_F(WorkerTest, AFailedDeviceEndsTheStepAndStaysTheWorkersFault) {
   EXPECT_EQ(worker_->fault(), result.status);
 }
 
+// Somebody else took the GPU's memory between the plan and the epoch: an error with the bytes, for
+// the coordinator to act on, and no fault of the device.
+TEST_F(WorkerTest, ADeviceThatHasLessThanWasPlannedSaysSoAndTheWorkerLivesOn) {
+  Load(0, 8);
+  const int64_t kv = 8 * (FullBlockBytes(source_.config()) + WindowBlockBytes(source_.config()));
+  device_.LeaveFree(kv - 1);
+
+  Tell(MakeConfigure(1, 1, 8, 1));
+
+  const auto ready = Hear<Ready>();
+  EXPECT_EQ(ready.status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(ready.status.message()), HasSubstr(std::to_string(kv) + " bytes of K/V"));
+  EXPECT_TRUE(worker_->fault().ok());
+
+  device_.LeaveFree(int64_t{1} << 30);
+  Tell(MakeConfigure(2, 1, 8, 1));
+  EXPECT_TRUE(Hear<Ready>().status.ok());
+}
+
 TEST_F(WorkerTest, RowsThatCannotTravelAllowOnlyACellOfOne) {
   MakeWorker({.id = WorkerId{5},
               .memory_bytes = int64_t{1} << 30,
