@@ -25,6 +25,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/route_math.h"
 #include "kernels/synthetic.h"
 #include "kernels/tensor.h"
 
@@ -147,6 +148,34 @@ struct GroupByExpertArgs {
   int32_t* pair_out = {};        // [rows * k], written: p
 };
 
+// For a cell of several ranks, a dispatch that the host does not plan: each row goes into the
+// message to every rank that computes one of its experts, by rank, then row (route_math.h has the
+// layout and the integers). The messages' headers are written from `guard`.
+struct FillSlotsArgs {
+  TensorView ids;  // [rows, k] i32; rows at most slot_rows
+  TensorView x;    // [rows, hidden] bf16, dense
+  RouteTable table;
+  SlotShape shape;
+  const SlotGuard* guard = nullptr;
+  TensorView messages;  // [num_ranks * message_rows, hidden] bf16, dense; written
+  int32_t* home = {};   // [rows * k], written: the place of each (row, slot) in what comes home
+};
+
+// The other end: sorts the pairs of the messages that arrived by local expert, places rising within
+// one: what ExpertMlp takes. The host does not learn how many there are. A message that is not of
+// this round, or names an expert that is not held, becomes guard->fault, and nothing is computed
+// for it. Counts the round in guard->seq.
+struct GroupSlotsArgs {
+  TensorView messages;    // [num_ranks * message_rows, hidden] bf16, dense
+  IndexView local_index;  // [num_experts], -1: not held
+  SlotShape shape;
+  int32_t num_local = 0;
+  SlotGuard* guard = nullptr;
+  int32_t* expert_offsets = {};  // [num_local + 1], written
+  int32_t* pair_row = {};        // [num_places], written up to the last offset: row of `messages`
+  int32_t* pair_out = {};        // [num_places], likewise: place of the result
+};
+
 // out[i] = x[index[i]].
 struct PickRowsArgs {
   TensorView x;     // [any, cols] bf16 or f32
@@ -181,18 +210,25 @@ struct PackedMatrix {
 // the smallest power-of-two scale that keeps |q| <= 32,639, q = 256 hi + lo; a block's product with
 // the doubled E2M1 codes is exact; blocks are summed in fp32 in rising order; bias in fp32 at the
 // end. BF16: as Linear. Output bf16.
+//
+// Pairs are as many as the last offset says, which a device's host need not know: pair_row and
+// pair_out have room for at least so many. Rows of `x` and `out` that no pair names are not
+// touched.
 struct ExpertMlpArgs {
   TensorView x;                                // [any, hidden] bf16
   std::span<const int32_t> expert_offsets;     // [local experts + 1], rising; in device memory
-  IndexView pair_row;                          // [pairs]
-  IndexView pair_out;                          // [pairs], a permutation of 0 .. pairs - 1
+  IndexView pair_row;                          // [at least pairs]
+  IndexView pair_out;                          // [at least pairs], distinct rows of `out`
   const PackedMatrix* gate_up;                 // out = 2 * intermediate, in = hidden
   std::span<const float* const> gate_up_bias;  // [local experts] -> [2 * intermediate]
   const PackedMatrix* down;                    // out = hidden, in = intermediate
   std::span<const float* const> down_bias;     // [local experts] -> [hidden]
   float alpha = 1.702f;
   float limit = 7.0f;
-  TensorView out;  // [pairs, hidden] bf16
+  TensorView out;  // [any, hidden] bf16
+  // About how many pairs there will be, where pair_row has room for many more. It shares out the
+  // work and changes no bit. 0: as many as pair_row has room for.
+  int64_t usual_pairs = 0;
 };
 
 // Checkpoint layout -> kernel layout, at load, one expert's matrix at a time.
@@ -342,6 +378,8 @@ class Backend {
   virtual void Attention(const AttentionArgs& args) = 0;
   virtual void SelectExperts(const SelectExpertsArgs& args) = 0;
   virtual void GroupByExpert(const GroupByExpertArgs& args) = 0;
+  virtual void FillSlots(const FillSlotsArgs& args) = 0;
+  virtual void GroupSlots(const GroupSlotsArgs& args) = 0;
   virtual void PickRows(const PickRowsArgs& args) = 0;
   virtual void SumSlots(const SumSlotsArgs& args) = 0;
   virtual void ExpertMlp(const ExpertMlpArgs& args) = 0;

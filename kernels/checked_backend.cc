@@ -78,6 +78,16 @@ void CheckMatrix(const PackedMatrix& matrix, int64_t num_experts) {
   }
 }
 
+void CheckSlots(const SlotShape& shape, const TensorView& messages) {
+  KERNEL_CHECK(shape.num_ranks > 0 && shape.slot_rows > 0 && shape.k > 0);
+  KERNEL_CHECK(shape.row_bytes == messages.cols * DTypeBytes(DType::kBf16));
+  CheckShape(
+      messages, DType::kBf16, int64_t{shape.num_ranks} * shape.message_rows(), messages.cols);
+  KERNEL_CHECK(messages.stride == messages.cols);
+  KERNEL_CHECK(reinterpret_cast<uintptr_t>(messages.data) % alignof(SlotHeader) == 0);
+  KERNEL_CHECK(shape.message_bytes() % static_cast<int64_t>(alignof(SlotHeader)) == 0);
+}
+
 void CheckSampleRow(const SampleRow& row, int64_t vocab) {
   KERNEL_CHECK(row.temperature >= 0.0f && std::isfinite(row.temperature));
   KERNEL_CHECK(row.top_p > 0.0f && row.top_p <= 1.0f);
@@ -224,6 +234,38 @@ void CheckedBackend::GroupByExpert(const GroupByExpertArgs& args) {
   inner_->GroupByExpert(args);
 }
 
+void CheckedBackend::FillSlots(const FillSlotsArgs& args) {
+  const SlotShape& shape = args.shape;
+  const RouteTable& table = args.table;
+  CheckSlots(shape, args.messages);
+  CheckShape(args.ids, DType::kI32, args.ids.rows, shape.k);
+  CheckShape(args.x, DType::kBf16, args.ids.rows, args.messages.cols);
+  KERNEL_CHECK(args.ids.rows <= shape.slot_rows && args.x.stride == args.x.cols);
+  KERNEL_CHECK(args.guard != nullptr && (args.ids.rows == 0 || args.home != nullptr));
+  KERNEL_CHECK(table.replicas != nullptr && IsIndex(table.self, shape.num_ranks));
+  for (int64_t r = 0; r < args.ids.rows; ++r) {
+    for (int64_t s = 0; s < shape.k; ++s) {
+      const int32_t id = args.ids.row<int32_t>(r)[s];
+      KERNEL_CHECK(IsIndex(id, table.num_experts));
+      KERNEL_CHECK(IsIndex(table.replicas[int64_t{id} * table.max_replicas], shape.num_ranks));
+      KERNEL_CHECK(IsIndex(RouteDestination(table, id, static_cast<int32_t>(r)), shape.num_ranks));
+    }
+  }
+  CheckDisjoint(args.x, args.messages);
+  inner_->FillSlots(args);
+}
+
+// What the messages hold came from outside: the operation itself judges that.
+void CheckedBackend::GroupSlots(const GroupSlotsArgs& args) {
+  CheckSlots(args.shape, args.messages);
+  KERNEL_CHECK(args.guard != nullptr && args.expert_offsets != nullptr && args.num_local >= 0);
+  KERNEL_CHECK(args.pair_row != nullptr && args.pair_out != nullptr);
+  for (int64_t e = 0; e < args.local_index.size; ++e) {
+    KERNEL_CHECK(args.local_index[e] >= -1 && args.local_index[e] < args.num_local);
+  }
+  inner_->GroupSlots(args);
+}
+
 void CheckedBackend::PickRows(const PickRowsArgs& args) {
   KERNEL_CHECK(args.x.dtype == DType::kBf16 || args.x.dtype == DType::kF32);
   CheckTensor(args.x, args.x.dtype);
@@ -244,7 +286,8 @@ void CheckedBackend::SumSlots(const SumSlotsArgs& args) {
 
 void CheckedBackend::ExpertMlp(const ExpertMlpArgs& args) {
   const auto num_experts = static_cast<int64_t>(args.expert_offsets.size()) - 1;
-  const int64_t num_pairs = args.pair_row.size;
+  KERNEL_CHECK(!args.expert_offsets.empty());
+  const int64_t num_pairs = args.expert_offsets.back();
   KERNEL_CHECK(num_experts >= 0 && args.gate_up != nullptr && args.down != nullptr);
   CheckMatrix(*args.gate_up, num_experts);
   CheckMatrix(*args.down, num_experts);
@@ -252,13 +295,15 @@ void CheckedBackend::ExpertMlp(const ExpertMlpArgs& args) {
   KERNEL_CHECK(args.gate_up->out == 2 * args.down->in);
   KERNEL_CHECK(static_cast<int64_t>(args.gate_up_bias.size()) == num_experts);
   KERNEL_CHECK(static_cast<int64_t>(args.down_bias.size()) == num_experts);
-  KERNEL_CHECK(args.expert_offsets.front() == 0 && args.expert_offsets.back() == num_pairs);
+  KERNEL_CHECK(args.expert_offsets.front() == 0 && args.usual_pairs >= 0);
   KERNEL_CHECK(std::ranges::is_sorted(args.expert_offsets));
   CheckShape(args.x, DType::kBf16, args.x.rows, args.gate_up->in);
-  CheckShape(args.out, DType::kBf16, num_pairs, args.down->out);
-  CheckIndices(args.pair_row, num_pairs, args.x.rows);
-  CheckIndices(args.pair_out, num_pairs, num_pairs);
-  CheckDistinct(args.pair_out);
+  CheckShape(args.out, DType::kBf16, args.out.rows, args.down->out);
+  KERNEL_CHECK(args.pair_row.size == args.pair_out.size && args.pair_row.size >= num_pairs);
+  const IndexView pair_out = {.data = args.pair_out.data, .size = num_pairs};
+  CheckIndices({.data = args.pair_row.data, .size = num_pairs}, num_pairs, args.x.rows);
+  CheckIndices(pair_out, num_pairs, args.out.rows);
+  CheckDistinct(pair_out);
   CheckDisjoint(args.x, args.out);
   inner_->ExpertMlp(args);
 }

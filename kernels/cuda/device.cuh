@@ -77,6 +77,8 @@ class Device final : public CudaBackend {
   void Attention(const AttentionArgs& args) override;
   void SelectExperts(const SelectExpertsArgs& args) override;
   void GroupByExpert(const GroupByExpertArgs& args) override;
+  void FillSlots(const FillSlotsArgs& args) override;
+  void GroupSlots(const GroupSlotsArgs& args) override;
   void PickRows(const PickRowsArgs& args) override;
   void SumSlots(const SumSlotsArgs& args) override;
   void ExpertMlp(const ExpertMlpArgs& args) override;

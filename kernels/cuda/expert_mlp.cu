@@ -200,13 +200,14 @@ void LaunchProjection(Device& device,
                       const PackedMatrix& matrix,
                       std::span<const float* const> bias,
                       const ExpertParams& p,
-                      int64_t pairs) {
+                      int64_t pairs,
+                      int64_t usual_pairs) {
   ExpertTable table{};
   for (int e = 0; e < p.num_experts; ++e) {
     table.weights[e] = matrix.experts[static_cast<size_t>(e)];
     table.bias[e] = bias[static_cast<size_t>(e)];
   }
-  const int tokens = ExpertTokens(pairs, p.num_experts);
+  const int tokens = ExpertTokens(usual_pairs, p.num_experts);
   if (matrix.format == ExpertFormat::kBf16) {
     if (tokens == 8) return LaunchTiles<Bf16Weights, kIsGateUp, 1, 8, 8>(device, p, table, pairs);
     if (tokens <= 64) return LaunchTiles<Bf16Weights, kIsGateUp, 1, 64, 5>(device, p, table, pairs);
@@ -229,7 +230,8 @@ void LaunchProjection(Device& device,
 }  // namespace
 
 void Device::ExpertMlp(const ExpertMlpArgs& args) {
-  const int64_t pairs = args.pair_row.size;
+  const int64_t pairs = args.pair_row.size;  // At most
+  const int64_t usual_pairs = args.usual_pairs == 0 ? pairs : args.usual_pairs;
   const auto num_experts = static_cast<int>(args.expert_offsets.size()) - 1;
   const PackedMatrix& gate_up = *args.gate_up;
   const PackedMatrix& down = *args.down;
@@ -257,7 +259,8 @@ void Device::ExpertMlp(const ExpertMlpArgs& args) {
                           .out_stride = down.in,
                           .alpha = args.alpha,
                           .limit = args.limit},
-                         pairs);
+                         pairs,
+                         usual_pairs);
   LaunchProjection<false>(*this,
                           down,
                           args.down_bias,
@@ -273,7 +276,8 @@ void Device::ExpertMlp(const ExpertMlpArgs& args) {
                            .out_stride = args.out.stride,
                            .alpha = args.alpha,
                            .limit = args.limit},
-                          pairs);
+                          pairs,
+                          usual_pairs);
 }
 
 }  // namespace shoal::cuda

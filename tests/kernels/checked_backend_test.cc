@@ -2,6 +2,7 @@
 // base arguments are valid; a case changes one thing.
 #include "kernels/checked_backend.h"
 
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -187,7 +188,7 @@ TEST_F(CheckedBackendDeathTest, RepackRefusesTheScaleThatIsNotANumber) {
   checked_.Free(packed, bytes);
 }
 
-TEST_F(CheckedBackendDeathTest, ExpertMlpWantsAPermutationOfItsPairs) {
+TEST_F(CheckedBackendDeathTest, ExpertMlpWantsRoomForItsPairsAndDistinctPlaces) {
   const auto up_bytes = static_cast<size_t>(checked_.PackedBytes(ExpertFormat::kMxfp4, 64, 32));
   const auto down_bytes = static_cast<size_t>(checked_.PackedBytes(ExpertFormat::kMxfp4, 32, 32));
   void* const up = checked_.Allocate(up_bytes);
@@ -216,8 +217,15 @@ TEST_F(CheckedBackendDeathTest, ExpertMlpWantsAPermutationOfItsPairs) {
   pair_row = {4, 0};
   EXPECT_DEATH(checked_.ExpertMlp(args), "IsIndex");
   pair_row = {3, 0};
+  offsets = {0, 3};
+  EXPECT_DEATH(checked_.ExpertMlp(args), "pair_row.size >= num_pairs");
+  // Room for more: what is behind the last pair may be anything, and its row of `out` stays.
   offsets = {0, 1};
-  EXPECT_DEATH(checked_.ExpertMlp(args), "expert_offsets");
+  pair_row = {3, -7};
+  pair_out = {1, 1};
+  const std::vector<Bf16> before(b_.begin(), b_.begin() + 32);
+  checked_.ExpertMlp(args);
+  EXPECT_EQ(std::memcmp(b_.data(), before.data(), 32 * sizeof(Bf16)), 0);
   checked_.Free(up, up_bytes);
   checked_.Free(down, down_bytes);
 }

@@ -250,6 +250,43 @@ void ParityBackend::GroupByExpert(const GroupByExpertArgs& args) {
   Compare("GroupByExpert's places", args.pair_out, pairs, kEqual);
 }
 
+void ParityBackend::FillSlots(const FillSlotsArgs& args) {
+  ++num_operations_;
+  device_.FillSlots(args);
+  FillSlotsArgs shadow = args;
+  shadow.ids = Shadow(args.ids);
+  shadow.x = Shadow(args.x);
+  shadow.table.replicas = Shadow(args.table.replicas);
+  shadow.guard = Shadow(args.guard);
+  shadow.messages = Shadow(args.messages);
+  shadow.home = Shadow(args.home);
+  specification_.FillSlots(shadow);
+  // Neither touches what is undefined, so that is equal, too.
+  Compare("FillSlots' messages", args.messages, kEqual);
+  Compare("FillSlots' places", args.home, args.ids.rows * args.ids.cols, kEqual);
+}
+
+void ParityBackend::GroupSlots(const GroupSlotsArgs& args) {
+  ++num_operations_;
+  device_.GroupSlots(args);
+  GroupSlotsArgs shadow = args;
+  shadow.messages = Shadow(args.messages);
+  shadow.local_index = Shadow(args.local_index);
+  shadow.guard = Shadow(args.guard);
+  shadow.expert_offsets = Shadow(args.expert_offsets);
+  shadow.pair_row = Shadow(args.pair_row);
+  shadow.pair_out = Shadow(args.pair_out);
+  specification_.GroupSlots(shadow);
+  const int64_t pairs = shadow.expert_offsets[args.num_local];
+  Compare("GroupSlots' guard",
+          reinterpret_cast<const int32_t*>(args.guard),
+          static_cast<int64_t>(sizeof(SlotGuard) / sizeof(int32_t)),
+          kEqual);
+  Compare("GroupSlots' offsets", args.expert_offsets, args.num_local + 1, kEqual);
+  Compare("GroupSlots' rows", args.pair_row, pairs, kEqual);
+  Compare("GroupSlots' places", args.pair_out, pairs, kEqual);
+}
+
 void ParityBackend::PickRows(const PickRowsArgs& args) {
   ++num_operations_;
   device_.PickRows(args);

@@ -6,6 +6,7 @@
 #include "gtest/gtest.h"
 
 #include "kernels/cpu/backend.h"
+#include "tests/support/forwarding_backend.h"
 
 namespace shoal {
 namespace {
@@ -54,67 +55,24 @@ TEST_F(KvCacheTest, EqualCountsKeepWhatIsThereOthersBeginAnew) {
 
 TEST_F(KvCacheTest, LackOfMemoryNamesTheBytesAndLeavesNothing) {
   // Grants a few layers, then nothing.
-  class Poor final : public Backend {
+  class Poor final : public ForwardingBackend {
    public:
-    explicit Poor(Backend* rich) : rich_(rich) {}
-
-    std::string_view name() const override { return "poor"; }
-
-    std::string_view numerics_class() const override { return "cpu"; }
+    using ForwardingBackend::ForwardingBackend;
 
     void* Allocate(size_t bytes) override {
       if (num_grants == 0) return nullptr;
       --num_grants;
       ++num_held;
-      return rich_->Allocate(bytes);
+      return ForwardingBackend::Allocate(bytes);
     }
 
     void Free(void* data, size_t bytes) override {
       --num_held;
-      rich_->Free(data, bytes);
+      ForwardingBackend::Free(data, bytes);
     }
-
-    void Write(void* device, const void* host, size_t bytes) override {
-      rich_->Write(device, host, bytes);
-    }
-
-    void Read(void* host, const void* device, size_t bytes) override {
-      rich_->Read(host, device, bytes);
-    }
-
-    void Synchronize() override {}
-
-    int64_t PackedBytes(ExpertFormat, int64_t, int64_t) const override { return 0; }
-
-    void Repack(const RepackArgs&) override {}
-
-    void Embed(const EmbedArgs&) override {}
-
-    void RmsNorm(const RmsNormArgs&) override {}
-
-    void Linear(const LinearArgs&) override {}
-
-    void RopeAndAppend(const RopeAndAppendArgs&) override {}
-
-    void Attention(const AttentionArgs&) override {}
-
-    void SelectExperts(const SelectExpertsArgs&) override {}
-
-    void GroupByExpert(const GroupByExpertArgs&) override {}
-
-    void PickRows(const PickRowsArgs&) override {}
-
-    void SumSlots(const SumSlotsArgs&) override {}
-
-    void ExpertMlp(const ExpertMlpArgs&) override {}
-
-    void Sample(const SampleArgs&) override {}
 
     int num_grants = 4;
     int num_held = 0;
-
-   private:
-    Backend* const rich_;
   } poor(&backend_);
 
   {

@@ -82,6 +82,10 @@ class LoadFakeBackend : public Backend {
 
   void GroupByExpert(const GroupByExpertArgs&) override { std::abort(); }
 
+  void FillSlots(const FillSlotsArgs&) override { std::abort(); }
+
+  void GroupSlots(const GroupSlotsArgs&) override { std::abort(); }
+
   void PickRows(const PickRowsArgs&) override { std::abort(); }
 
   void SumSlots(const SumSlotsArgs&) override { std::abort(); }
