@@ -6,6 +6,7 @@
 #include <sstream>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 
@@ -114,6 +115,12 @@ std::string AddressOf(const std::string& listen, const CoordinatorServer& server
   return absl::StrCat(listen.substr(0, listen.rfind(':')), ":", server.port());
 }
 
+// A worker says where, too: on this host, anywhere. NCCL may come with the library it is in.
+std::string WorkerExchange(const std::string& exchange) {
+  if (exchange == "tcp") return "tcp:127.0.0.1:0";
+  return absl::StrContains(exchange, ':') ? exchange : absl::StrCat(exchange, ":");
+}
+
 absl::StatusOr<WorkerProcessOptions> WorkerOptions(const ClusterOptions& options, int index) {
   WorkerProcessOptions worker;
   worker.id = static_cast<uint32_t>(index);
@@ -121,8 +128,7 @@ absl::StatusOr<WorkerProcessOptions> WorkerOptions(const ClusterOptions& options
   worker.model = options.model;
   worker.bf16_experts = Bf16ExpertsOf(options);
   ASSIGN_OR_RETURN(worker.dummy, DummyConfig(options));
-  worker.exchange =
-      options.exchange == "tcp" ? "tcp:127.0.0.1:0" : absl::StrCat(options.exchange, ":");
+  worker.exchange = WorkerExchange(options.exchange);
   worker.backend = options.backend == "cuda" ? absl::StrCat("cuda:", index) : options.backend;
   worker.threads = ThreadsPerWorker(options);
   worker.cpus = CpusOfWorker(options, index);

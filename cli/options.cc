@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -25,6 +26,15 @@ std::vector<int> UsableCpus() {
     }
   }
   return cpus;
+}
+
+// Empty: it is one.
+std::string KnowsExchange(const std::string& exchange) {
+  for (const char* const kind : {"local", "unix", "tcp", "shm", "nccl"}) {
+    if (exchange == kind) return "";
+  }
+  if (absl::StartsWith(exchange, "nccl:")) return "";
+  return absl::StrCat(exchange, " is none of local, unix, tcp, shm, nccl and nccl:LIBRARY");
 }
 
 }  // namespace
@@ -107,8 +117,9 @@ void AddClusterOptions(CLI::App& app, ClusterOptions* options, bool model_is_req
       ->group(group);
   app.add_option("--exchange",
                  options->exchange,
-                 "how workers exchange rows; local: threads of one process")
-      ->check(CLI::IsMember({"local", "unix", "tcp", "shm", "nccl"}))
+                 "how workers exchange rows: local (threads of one process), unix, tcp, shm, nccl "
+                 "or nccl:LIBRARY")
+      ->check(KnowsExchange)
       ->capture_default_str()
       ->group(group);
   app.add_option("--backend",

@@ -39,7 +39,7 @@ struct ClusterOptions {
   int workers = 1;
   int copies = 1;  // Of every expert
   int min_workers = 1;
-  std::string exchange = "shm";  // local, unix, tcp, shm, nccl
+  std::string exchange = "shm";  // local, unix, tcp, shm, nccl or nccl:LIBRARY
   std::string backend = "cpu";   // cpu; cuda: worker i has GPU i; cuda:INDEX: all have this one
   int threads = 0;               // Per worker; 0: the host's cores divided among the workers
   std::string isa;               // scalar, avx2, avx512; empty: the best there is

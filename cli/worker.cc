@@ -49,7 +49,7 @@ int RunWorkerCommand(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--exchange",
                  worker.exchange,
-                 "tcp:HOST:PORT (port 0: any), unix:[/path], shm:[/path] or nccl:[LIBRARY]")
+                 "tcp:HOST:PORT (port 0: any), unix:[/path], shm:[/path] or nccl[:LIBRARY]")
       ->capture_default_str();
   app.add_option("--host", worker.host, "failure domain; default: this host's name");
   app.add_option("--backend", worker.backend, "cpu, cuda (the first GPU) or cuda:INDEX")

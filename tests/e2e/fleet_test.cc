@@ -197,9 +197,7 @@ TEST_F(FleetTest, KilledWorkersChangeNoToken) {
 // The same over NCCL's exchange, with a NCCL for host memory: unique ids by way of the coordinator,
 // communicators aborted and made anew.
 TEST_F(FleetTest, KilledWorkersOfANcclFleetChangeNoToken) {
-  setenv(kLibrary, kFakeNccl, 1);
-  ExpectKillsChangeNoToken("nccl", FromEnvironment("SHOAL_KILLS", 4));
-  unsetenv(kLibrary);
+  ExpectKillsChangeNoToken(absl::StrCat("nccl:", kFakeNccl), FromEnvironment("SHOAL_KILLS", 4));
 }
 
 // A survivor whose ncclCommAbort hangs ends itself, and is one more lost worker.

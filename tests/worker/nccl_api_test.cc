@@ -137,6 +137,18 @@ TEST_F(RealNcclTest, NamesEveryError) {
               HasSubstr("unknown"));
 }
 
+TEST(NcclFactoryTest, TheLibraryMayBeNamedOrThatOfThisHost) {
+  ASSERT_TRUE(MakeExchangeFactory(absl::StrCat("nccl:", kFake), {}).ok());
+  setenv("SHOAL_NCCL_LIBRARY", kFake, 1);
+  for (const char* const exchange : {"nccl", "nccl:"}) {
+    const auto factory = MakeExchangeFactory(exchange, {});
+    ASSERT_TRUE(factory.ok()) << factory.status();
+    EXPECT_THAT((*factory)->endpoint(), HasSubstr("nccl:2.28.9;"));
+  }
+  unsetenv("SHOAL_NCCL_LIBRARY");
+  EXPECT_FALSE(MakeExchangeFactory("ncclx", {}).ok());
+}
+
 // Host memory is nothing that it could exchange: said before a worker enrols.
 TEST_F(RealNcclTest, IsRefusedForAWorkerWithoutAGpu) {
   const absl::Status status = MakeExchangeFactory("nccl:", {}).status();

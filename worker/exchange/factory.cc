@@ -26,6 +26,7 @@ absl::StatusOr<std::unique_ptr<ExchangeFactory>> MakeExchangeFactory(
     return MakeSocketExchangeFactory(kind_and_address);
   }
   if (absl::StartsWith(kind_and_address, "shm:")) return MakeShmExchangeFactory(kind_and_address);
+  if (kind_and_address == "nccl") return OpenNcclExchangeFactory("", resources.gpu);
   if (absl::ConsumePrefix(&kind_and_address, "nccl:")) {
     return OpenNcclExchangeFactory(std::string(kind_and_address), resources.gpu);
   }

@@ -25,7 +25,7 @@ struct ExchangeResources {
 //   "tcp:HOST:PORT"  PORT 0 takes any; endpoint() says which
 //   "unix:PATH"      an empty PATH takes one of its own in a private folder, removed at exit
 //   "shm:PATH"       shared memory; PATH as for unix. All ranks must be on one host
-//   "nccl:LIBRARY"   NCCL; an empty LIBRARY takes the one of this host (nccl_api.h)
+//   "nccl:LIBRARY"   NCCL; without a LIBRARY ("nccl", "nccl:") that of this host (nccl_api.h)
 // Errors: kInvalidArgument for another kind or a malformed
 // address; kUnavailable if the address cannot be listened on (in use, not this host's); for "nccl:"
 // those of OpenNcclExchangeFactory.
