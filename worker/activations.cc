@@ -24,6 +24,12 @@ std::vector<Activations::Piece> Activations::Layout(const ModelConfig& config,
   const int64_t vocab = config.vocab;
   const int64_t slice =
       std::clamp<int64_t>(kLogitBytes / (4 * vocab), 1, std::max<int64_t>(1, rows));
+  const SlotShape slots{.num_ranks = sizes.num_ranks,
+                        .slot_rows = std::min(sizes.slot_rows, sizes.max_rows),
+                        .k = config.experts_per_token,
+                        .row_bytes = config.hidden * DTypeBytes(DType::kBf16)};
+  const int64_t slot_messages = slots.slot_rows == 0 ? 0 : ranks * slots.message_rows();
+  const int64_t pairs = std::max<int64_t>(rows * k, slots.num_places());
   using A = Activations;
   return {{&A::hidden, DType::kF32, rows, config.hidden},
           {&A::normed, DType::kBf16, rows, config.hidden},
@@ -37,8 +43,12 @@ std::vector<Activations::Piece> Activations::Layout(const ModelConfig& config,
           {&A::expert_out, DType::kBf16, rows * k * ranks, config.hidden},
           {&A::returned, DType::kBf16, rows * k, config.hidden},
           {&A::expert_offsets, DType::kI32, 1, config.num_experts + 1},
-          {&A::pair_row, DType::kI32, 1, rows * k},
-          {&A::pair_out, DType::kI32, 1, rows * k},
+          {&A::pair_row, DType::kI32, 1, pairs},
+          {&A::pair_out, DType::kI32, 1, pairs},
+          {&A::slots_out, DType::kBf16, slot_messages, config.hidden},
+          {&A::slots_in, DType::kBf16, slot_messages, config.hidden},
+          {&A::slots_home, DType::kBf16, slots.num_places(), config.hidden},
+          {&A::home, DType::kI32, 1, slots.num_pairs()},
           {&A::picked, DType::kF32, rows, config.hidden},
           {&A::logits, DType::kF32, slice, vocab}};
 }
@@ -83,6 +93,7 @@ Activations::Activations(const ModelConfig& config,
       pair_outs(backend),
       arrival_offsets(backend),
       local_index(backend),
+      replicas(backend),
       entries(backend),
       sizes_(sizes),
       backend_(backend),

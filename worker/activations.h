@@ -72,6 +72,7 @@ inline constexpr int64_t kLogitBytes = int64_t{64} << 20;
 struct ActivationSizes {
   int32_t max_rows = 0;   // Of this rank in a step
   int32_t num_ranks = 1;  // Each may send max_rows
+  int32_t slot_rows = 0;  // Of the largest slots (exchange.h), if the exchange has any
 
   friend bool operator==(const ActivationSizes&, const ActivationSizes&) = default;
 };
@@ -104,14 +105,19 @@ class Activations {
   TensorView outgoing;    // [max_rows * min(k, num_ranks), hidden] bf16: once per serving rank
   TensorView expert_out;  // [max_rows * k * num_ranks, hidden] bf16: should all choose this rank
   TensorView returned;    // [max_rows * k, hidden] bf16
-  TensorView expert_offsets;  // [1, num_experts + 1] i32, then as many pairs as a cell of one has:
-  TensorView pair_row;        // [1, max_rows * k] i32
-  TensorView pair_out;        // [1, max_rows * k] i32
+  // Where the host plans no route: a cell of one, and steps in slots (kernels/route_math.h).
+  TensorView expert_offsets;  // [1, num_experts + 1] i32
+  TensorView pair_row;        // [1, pairs] i32: max_rows * k, or those of all slots
+  TensorView pair_out;        // [1, pairs] i32
+  TensorView slots_out;       // [num_ranks * message_rows, hidden] bf16
+  TensorView slots_in;        // [num_ranks * message_rows, hidden] bf16
+  TensorView slots_home;      // [num_ranks * slot_rows * k, hidden] bf16, results
+  TensorView home;            // [1, slot_rows * k] i32, rows of slots_home
   TensorView picked;          // [max_rows, hidden] f32, rows whose logits are wanted
   TensorView logits;          // [slice, vocab] f32; as many rows as kLogitBytes hold, at least one
 
   DeviceIndexes token_ids, positions, full_slots, window_slots, full_tables, window_tables;
-  DeviceIndexes rows, pair_rows, pair_outs, arrival_offsets, local_index;
+  DeviceIndexes rows, pair_rows, pair_outs, arrival_offsets, local_index, replicas;
   DeviceArray<AttentionEntry> entries;
 
  private:

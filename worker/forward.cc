@@ -9,6 +9,27 @@
 #include "worker/exchange/route.h"
 
 namespace shoal {
+namespace {
+
+// [num_experts, max_replicas], -1 behind the last: RouteTable's form of a placement.
+std::vector<int32_t> ReplicaTable(std::span<const std::vector<Rank>> placement, size_t width) {
+  std::vector<int32_t> table;
+  for (const std::vector<Rank>& ranks : placement) {
+    for (size_t i = 0; i < width; ++i) table.push_back(i < ranks.size() ? ranks[i].value : -1);
+  }
+  return table;
+}
+
+RouteTable MakeRouteTable(const ForwardParts& parts) {
+  size_t width = 0;
+  for (const std::vector<Rank>& ranks : parts.placement) width = std::max(width, ranks.size());
+  return {.replicas = parts.activations->replicas.Set(ReplicaTable(parts.placement, width)).data,
+          .num_experts = static_cast<int32_t>(parts.placement.size()),
+          .max_replicas = static_cast<int32_t>(width),
+          .self = parts.self.value};
+}
+
+}  // namespace
 
 Forward::Forward(const ForwardParts& parts)
     : parts_(parts),
@@ -17,12 +38,17 @@ Forward::Forward(const ForwardParts& parts)
       weights_(*parts.dense),
       all_(*parts.activations),
       slice_rows_(all_.logits.rows),
-      local_index_(all_.local_index.Set(parts.local_index)) {
+      local_index_(all_.local_index.Set(parts.local_index)),
+      slots_(parts.exchange == nullptr ? nullptr : parts.exchange->slots()),
+      table_(slots_ == nullptr ? RouteTable{} : MakeRouteTable(parts)) {
   CHECK(parts.exchange != nullptr || parts.num_ranks == 1);
   backend_.ForgetReplays();  // They name the experts and buffers of the epoch before.
 }
 
-absl::Status Forward::Run(const LoweredStep& step, absl::Time deadline, StepOutput* output) {
+absl::Status Forward::Run(const LoweredStep& step,
+                          const ExchangeShape& shape,
+                          absl::Time deadline,
+                          StepOutput* output) {
   TakeRows(step.num_rows());
   const StepIndexes indexes{.token_ids = all_.token_ids.Set(step.token_ids),
                             .positions = all_.positions.Set(step.positions),
@@ -43,11 +69,14 @@ absl::Status Forward::Run(const LoweredStep& step, absl::Time deadline, StepOutp
       }
     });
   } else {
+    const bool is_in_slots = slots_ != nullptr && shape.slot_rows > 0;
     Embed(indexes);
     for (int layer = 0; layer < config_.num_layers; ++layer) {
       Attention(indexes, layer);
-      RETURN_IF_ERROR(ExpertsTogether(layer, step.num_parts, deadline));
+      RETURN_IF_ERROR(is_in_slots ? ExpertsInSlots(layer, shape.slot_rows, deadline)
+                                  : ExpertsByRoute(layer, shape.num_parts, deadline));
     }
+    if (is_in_slots) RETURN_IF_ERROR(slots_->Settle(deadline));
   }
   Sample(step, &output->samples);
   ReturnLogits(step, &output->logits);
@@ -105,9 +134,85 @@ void Forward::ChooseExperts(int layer) {
   backend_.SelectExperts({.scores = act_.scores, .ids = act_.expert_ids, .shares = act_.shares});
 }
 
-absl::Status Forward::ExpertsTogether(int layer, int32_t num_parts, absl::Time deadline) {
+// A cell of one rank: the rows are where their experts are, and (row, slot) is the order of the
+// results. Same rounding, same sums, no copies, and the host need not know who chose whom.
+void Forward::ExpertsAlone(int layer) {
   ChooseExperts(layer);
-  // Who goes where is planned on the host.
+  const int32_t num_local = NumLocal(layer);
+  const int64_t num_pairs = act_.returned.rows;
+  auto* const offsets = all_.expert_offsets.row<int32_t>(0);
+  auto* const pair_row = all_.pair_row.row<int32_t>(0);
+  auto* const pair_out = all_.pair_out.row<int32_t>(0);
+  backend_.GroupByExpert({.ids = act_.expert_ids,
+                          .local_index = local_index_,
+                          .num_local = num_local,
+                          .expert_offsets = offsets,
+                          .pair_row = pair_row,
+                          .pair_out = pair_out});
+  RunExperts(layer,
+             act_.normed,
+             {offsets, static_cast<size_t>(num_local) + 1},
+             {.data = pair_row, .size = num_pairs},
+             {.data = pair_out, .size = num_pairs},
+             act_.returned,
+             num_pairs);
+  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
+}
+
+// Steps of few rows, over an exchange that offers it: messages of fixed size, filled and read by
+// the device. The same rows meet the same experts as by a route (route_math.h), so the bits are
+// equal.
+absl::Status Forward::ExpertsInSlots(int layer, int32_t slot_rows, absl::Time deadline) {
+  ChooseExperts(layer);
+  const SlotShape shape{.num_ranks = parts_.num_ranks,
+                        .slot_rows = slot_rows,
+                        .k = config_.experts_per_token,
+                        .row_bytes = act_.normed.cols * DTypeBytes(DType::kBf16)};
+  const int32_t num_local = NumLocal(layer);
+  const int64_t num_message_rows = int64_t{shape.num_ranks} * shape.message_rows();
+  const TensorView outgoing = all_.slots_out.Slice(0, num_message_rows);
+  const TensorView incoming = all_.slots_in.Slice(0, num_message_rows);
+  const TensorView results = all_.expert_out.Slice(0, shape.num_places());
+  const TensorView returned = all_.slots_home.Slice(0, shape.num_places());
+  auto* const home = all_.home.row<int32_t>(0);
+  backend_.FillSlots({.ids = act_.expert_ids,
+                      .x = act_.normed,
+                      .table = table_,
+                      .shape = shape,
+                      .guard = slots_->guard(),
+                      .messages = outgoing,
+                      .home = home});
+  RETURN_IF_ERROR(
+      slots_->LaunchSlots(outgoing.data, incoming.data, shape.message_bytes(), deadline));
+
+  auto* const offsets = all_.expert_offsets.row<int32_t>(0);
+  auto* const pair_row = all_.pair_row.row<int32_t>(0);
+  auto* const pair_out = all_.pair_out.row<int32_t>(0);
+  backend_.GroupSlots({.messages = incoming,
+                       .local_index = local_index_,
+                       .shape = shape,
+                       .num_local = num_local,
+                       .guard = slots_->guard(),
+                       .expert_offsets = offsets,
+                       .pair_row = pair_row,
+                       .pair_out = pair_out});
+  RunExperts(layer,
+             incoming,
+             {offsets, static_cast<size_t>(num_local) + 1},
+             {.data = pair_row, .size = shape.num_places()},
+             {.data = pair_out, .size = shape.num_places()},
+             results,
+             shape.num_pairs());  // Its share, where placement and choice are even
+  RETURN_IF_ERROR(slots_->LaunchSlots(results.data, returned.data, shape.result_bytes(), deadline));
+  backend_.PickRows(
+      {.x = returned, .index = {.data = home, .size = act_.returned.rows}, .out = act_.returned});
+  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
+  return absl::OkStatus();
+}
+
+absl::Status Forward::ExpertsByRoute(int layer, int32_t num_parts, absl::Time deadline) {
+  ChooseExperts(layer);
+  // Who goes where is planned on the host, which costs a wait.
   backend_.Read(expert_ids_.data(), act_.expert_ids.data, expert_ids_.size() * sizeof(int32_t));
   for (int32_t part = 0; part < num_parts; ++part) {
     RETURN_IF_ERROR(ExchangePart(layer, part, num_parts, deadline));
@@ -144,35 +249,11 @@ absl::Status Forward::ExchangePart(int layer,
              {offsets.data, static_cast<size_t>(offsets.size)},
              all_.pair_rows.Set(in.pair_rows),
              all_.pair_outs.Set(in.pair_outs),
-             results);
+             results,
+             in.num_pairs());
   // Results home, one row for each (row, slot): nothing is summed on the way.
   return parts_.exchange->Combine(
       route_, in, results, act_.returned.Slice(first * k, rows * k), deadline);
-}
-
-// A cell of one rank: the rows are where their experts are, and (row, slot) is the order of the
-// results. Same rounding, same sums, no copies, and the host need not know who chose whom.
-void Forward::ExpertsAlone(int layer) {
-  ChooseExperts(layer);
-  const auto num_local =
-      static_cast<int32_t>(parts_.experts[static_cast<size_t>(layer)].gate_up.experts.size());
-  const int64_t num_pairs = act_.returned.rows;
-  auto* const offsets = all_.expert_offsets.row<int32_t>(0);
-  auto* const pair_row = all_.pair_row.row<int32_t>(0);
-  auto* const pair_out = all_.pair_out.row<int32_t>(0);
-  backend_.GroupByExpert({.ids = act_.expert_ids,
-                          .local_index = local_index_,
-                          .num_local = num_local,
-                          .expert_offsets = offsets,
-                          .pair_row = pair_row,
-                          .pair_out = pair_out});
-  RunExperts(layer,
-             act_.normed,
-             {offsets, static_cast<size_t>(num_local) + 1},
-             {.data = pair_row, .size = num_pairs},
-             {.data = pair_out, .size = num_pairs},
-             act_.returned);
-  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
 }
 
 void Forward::RunExperts(int layer,
@@ -180,7 +261,8 @@ void Forward::RunExperts(int layer,
                          std::span<const int32_t> expert_offsets,
                          IndexView pair_row,
                          IndexView pair_out,
-                         const TensorView& out) {
+                         const TensorView& out,
+                         int64_t usual_pairs) {
   const ExpertLayer& experts = parts_.experts[static_cast<size_t>(layer)];
   backend_.ExpertMlp({.x = rows,
                       .expert_offsets = expert_offsets,
@@ -192,7 +274,12 @@ void Forward::RunExperts(int layer,
                       .down_bias = experts.down_bias,
                       .alpha = static_cast<float>(config_.swiglu_alpha),
                       .limit = static_cast<float>(config_.swiglu_limit),
-                      .out = out});
+                      .out = out,
+                      .usual_pairs = usual_pairs});
+}
+
+int32_t Forward::NumLocal(int layer) const {
+  return static_cast<int32_t>(parts_.experts[static_cast<size_t>(layer)].gate_up.experts.size());
 }
 
 void Forward::Sample(const LoweredStep& step, std::vector<SampleResult>* results) {

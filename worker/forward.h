@@ -47,10 +47,13 @@ class Forward {
  public:
   explicit Forward(const ForwardParts& parts);
 
-  // One step over this rank's rows, which may be none.
+  // One step over this rank's rows, which may be none. `shape`: what BeginStep said.
   // Collective: every rank of the cell runs the same steps, with or without rows of its own,
-  // because Experts() exchanges rows with all of them. The first error ends the epoch.
-  absl::Status Run(const LoweredStep& step, absl::Time deadline, StepOutput* output);
+  // because each layer exchanges rows with all of them. The first error ends the epoch.
+  absl::Status Run(const LoweredStep& step,
+                   const ExchangeShape& shape,
+                   absl::Time deadline,
+                   StepOutput* output);
 
  private:
   // The arrays of a step in device memory.
@@ -64,15 +67,18 @@ class Forward {
   void Embed(const StepIndexes& indexes);
   void Attention(const StepIndexes& indexes, int layer);
   void ChooseExperts(int layer);
-  absl::Status ExpertsTogether(int layer, int32_t num_parts, absl::Time deadline);
-  absl::Status ExchangePart(int layer, int32_t part, int32_t num_parts, absl::Time deadline);
   void ExpertsAlone(int layer);
+  absl::Status ExpertsInSlots(int layer, int32_t slot_rows, absl::Time deadline);
+  absl::Status ExpertsByRoute(int layer, int32_t num_parts, absl::Time deadline);
+  absl::Status ExchangePart(int layer, int32_t part, int32_t num_parts, absl::Time deadline);
   void RunExperts(int layer,
                   const TensorView& rows,
                   std::span<const int32_t> expert_offsets,
                   IndexView pair_row,
                   IndexView pair_out,
-                  const TensorView& out);
+                  const TensorView& out,
+                  int64_t usual_pairs);
+  int32_t NumLocal(int layer) const;
   void Sample(const LoweredStep& step, std::vector<SampleResult>* results);
   void ReturnLogits(const LoweredStep& step, std::vector<LogitRows>* logits);
   TensorView Unembed(std::span<const int32_t> rows);
@@ -93,6 +99,8 @@ class Forward {
   std::vector<int32_t> expert_ids_;  // [rows * k], host
   Route route_;
   const IndexView local_index_;
+  SlotExchange* const slots_;  // Null: the exchange has none
+  const RouteTable table_;     // For slots
 };
 
 }  // namespace shoal

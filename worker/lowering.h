@@ -55,9 +55,6 @@ struct LoweredStep {
 
   std::vector<Logits> logits;
 
-  // In how many parts each layer's rows are exchanged, equal on all ranks; the caller's choice.
-  int32_t num_parts = 1;
-
   int32_t num_rows() const { return static_cast<int32_t>(token_ids.size()); }
 
   void Clear();

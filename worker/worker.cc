@@ -18,7 +18,8 @@ constexpr size_t kMaxWaitingMessages = 4096;
 // What the K/V memory is laid out for: so many sequences with a window each, and a step and a cell
 // of this size. Epochs may be larger or smaller; this only shares out memory.
 constexpr int32_t kUsualSequences = 64;
-constexpr ActivationSizes kUsualSizes{.max_rows = 512, .num_ranks = 8};
+constexpr int32_t kUsualRows = 512;
+constexpr int32_t kUsualRanks = 8;
 
 std::vector<ExpertId> ExpertsOf(Rank rank, const std::vector<std::vector<Rank>>& placement) {
   std::vector<ExpertId> experts;
@@ -234,8 +235,7 @@ void Worker::Handle(const LoadAnswer& answer) {
   absl::Status status = answer.status;
   if (status.ok() && (blocks_.full == 0 || blocks_.window == 0)) {
     const int64_t weights = options_.dense_bytes + holdings_->progress().resident_bytes;
-    const int64_t least = Activations::Bytes(config_, kUsualSizes) + FullBlockBytes(config_) +
-                          WindowBlockBytes(config_);
+    const int64_t least = UsualStepBytes() + FullBlockBytes(config_) + WindowBlockBytes(config_);
     status = absl::ResourceExhaustedError(absl::StrCat("too little memory: weights take ",
                                                        weights,
                                                        " bytes, a step and its K/V at least ",
@@ -251,6 +251,12 @@ void Worker::Handle(const LoadAnswer& answer) {
                       .num_window_blocks = blocks_.window});
 }
 
+int64_t Worker::UsualStepBytes() const {
+  return Activations::Bytes(
+      config_,
+      {.max_rows = kUsualRows, .num_ranks = kUsualRanks, .slot_rows = exchanges_.max_slot_rows()});
+}
+
 // Other counts than before cost all K/V, so they change only if they must.
 BlockCounts Worker::ChooseBlocks() {
   const int64_t full_bytes = FullBlockBytes(config_);
@@ -258,14 +264,13 @@ BlockCounts Worker::ChooseBlocks() {
   if (options_.kv_tokens > 0) {
     // So many blocks of either kind; what the windows do not need is not asked for.
     const int64_t blocks = (options_.kv_tokens + kBlockTokens - 1) / kBlockTokens;
-    BlockCounts counts = BlocksThatFit(
-        config_, blocks * (full_bytes + window_bytes), kUsualSequences, kUsualSizes.max_rows);
+    BlockCounts counts =
+        BlocksThatFit(config_, blocks * (full_bytes + window_bytes), kUsualSequences, kUsualRows);
     counts.full = static_cast<int32_t>(std::min<int64_t>(counts.full, blocks));
     return counts;
   }
   const int64_t experts = holdings_->progress().resident_bytes;
-  const int64_t room = options_.memory_bytes - options_.dense_bytes - experts -
-                       Activations::Bytes(config_, kUsualSizes);
+  const int64_t room = options_.memory_bytes - options_.dense_bytes - experts - UsualStepBytes();
   const bool is_chosen = blocks_.full > 0;
   if (is_chosen && blocks_.full * full_bytes + blocks_.window * window_bytes <= room) {
     return blocks_;
@@ -273,8 +278,7 @@ BlockCounts Worker::ChooseBlocks() {
   // Half as many experts again may come when a rank is lost; there are no more than all.
   const int64_t other_experts = expert_bytes_ * config_.num_experts - experts;
   const int64_t reserve = is_chosen ? 0 : std::min({experts / 2, other_experts, room / 2});
-  return BlocksThatFit(
-      config_, room - std::max<int64_t>(0, reserve), kUsualSequences, kUsualSizes.max_rows);
+  return BlocksThatFit(config_, room - std::max<int64_t>(0, reserve), kUsualSequences, kUsualRows);
 }
 
 void Worker::Handle(const KeepRecord& message) {
@@ -347,8 +351,10 @@ absl::Status Worker::EnterEpoch(const Configure& message) {
 absl::Status Worker::MakeBuffers(const Configure& message) {
   RETURN_IF_ERROR(
       kv_cache_.Resize({.full = message.num_full_blocks, .window = message.num_window_blocks}));
+  const auto num_ranks = static_cast<int32_t>(message.members.size());
   const ActivationSizes sizes{.max_rows = message.max_rows,
-                              .num_ranks = static_cast<int32_t>(message.members.size())};
+                              .num_ranks = num_ranks,
+                              .slot_rows = num_ranks == 1 ? 0 : exchanges_.max_slot_rows()};
   if (activations_ == nullptr || !(activations_->sizes() == sizes)) {
     activations_.reset();  // Before the new ones are made: there may not be room for both.
     ASSIGN_OR_RETURN(activations_, Activations::Create(config_, sizes, &backend_));
@@ -436,9 +442,9 @@ absl::Status Worker::RunStep(const StepPlan& plan, absl::Time deadline, StepResu
                                                    activations_->sizes().max_rows));
   }
   RETURN_IF_ERROR(lowering_.Lower(plan, records_, &step_));
-  step_.num_parts = epoch_->exchange->BeginStep(plan.most_rows);
+  const ExchangeShape shape = epoch_->exchange->BeginStep(plan.most_rows);
   try {
-    RETURN_IF_ERROR(epoch_->forward->Run(step_, deadline, &output_));
+    RETURN_IF_ERROR(epoch_->forward->Run(step_, shape, deadline, &output_));
   } catch (const DeviceFault& fault) {
     absl::MutexLock lock(&mutex_);
     fault_ = absl::UnavailableError(absl::StrCat("the device failed: ", fault.what()));

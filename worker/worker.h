@@ -123,6 +123,7 @@ class Worker {
   absl::Status KeepSamples(const StepOutput& output, StepResult* result);
 
   BlockCounts ChooseBlocks();
+  int64_t UsualStepBytes() const;
   void PassOn(const Bootstrap& message);
   void EndEpochs(const Abort& message);
   void EndEpochs(const Configure& message);

@@ -73,7 +73,12 @@ CellRig::CellRig(const RigOptions& options)
 
   const auto hub = std::make_shared<LocalHub>();
   for (size_t r = 0; r < ranks_.size(); ++r) {
-    ranks_[r].factory = MakeLocalExchangeFactory(hub);
+    if (options_.exchanges != nullptr) {
+      ranks_[r].factory = options_.exchanges(static_cast<int32_t>(r));
+    } else {
+      ranks_[r].local_factory = MakeLocalExchangeFactory(hub);
+      ranks_[r].factory = ranks_[r].local_factory.get();
+    }
     members[r].exchange_endpoint = ranks_[r].factory->endpoint();
   }
   OnThreads(ranks_.size(), [&](size_t r) {
@@ -81,6 +86,9 @@ CellRig::CellRig(const RigOptions& options)
     const Rank self{static_cast<int32_t>(r)};
     state.backend = std::make_unique<CpuBackend>(
         CpuBackendOptions{.num_threads = options_.num_threads, .cpus = {}, .isa = options_.isa});
+    if (options_.backend != nullptr) {
+      state.backend = options_.backend(self.value, std::move(state.backend));
+    }
     Backend* const backend = state.backend.get();
     std::vector<ExpertId> mine;
     for (size_t e = 0; e < placement_.size(); ++e) {
@@ -99,7 +107,9 @@ CellRig::CellRig(const RigOptions& options)
     CHECK(state.kv_cache->Resize(options_.blocks).ok());
     for (int32_t b = 0; b < options_.blocks.full; ++b) PoisonFull(self.value, b);
     for (int32_t b = 0; b < options_.blocks.window; ++b) PoisonWindow(self.value, b);
-    const ActivationSizes sizes{.max_rows = options_.max_rows, .num_ranks = options_.num_ranks};
+    const ActivationSizes sizes{.max_rows = options_.max_rows,
+                                .num_ranks = options_.num_ranks,
+                                .slot_rows = state.factory->max_slot_rows()};
     state.activations = *Activations::Create(config, sizes, backend);
     state.rope = std::make_unique<DeviceArray<float>>(backend);
     state.rope->Set(RopeTable(config, 512));
@@ -136,14 +146,21 @@ CellRig::CellRig(const RigOptions& options)
 
 std::vector<StepOutput> CellRig::Step(const std::vector<StepPlan>& plans) {
   CHECK_EQ(plans.size(), ranks_.size());
+  int32_t most_rows = 0;  // As the coordinator says it
+  for (const StepPlan& plan : plans) {
+    int32_t rows = 0;
+    for (const PlanEntry& entry : plan.entries) rows += entry.num_positions;
+    most_rows = std::max(most_rows, rows);
+  }
   std::vector<StepOutput> outputs(plans.size());
   OnThreads(plans.size(), [&](size_t r) {
     RankState& state = ranks_[r];
     absl::Status status = state.lowering->Lower(plans[r], state.records, &state.step);
     EXPECT_TRUE(status.ok()) << status;
     if (!status.ok()) return;
-    state.step.num_parts = options_.num_parts;
-    status = state.forward->Run(state.step, absl::Now() + kPatience, &outputs[r]);
+    ExchangeShape shape = state.exchange->BeginStep(most_rows);
+    shape.num_parts = options_.num_parts;
+    status = state.forward->Run(state.step, shape, absl::Now() + kPatience, &outputs[r]);
     EXPECT_TRUE(status.ok()) << status;
     for (size_t i = 0; i < outputs[r].samples.size(); ++i) {
       const LoweredStep::Sample& sample = state.step.samples[i];

@@ -1,7 +1,8 @@
-// A cell of real ranks in one process: threads, the local exchange, CPU backends, the synthetic
-// micro-model. No worker, no link: plans go straight into Lowering and Forward.
+// A cell of real ranks in one process: threads, CPU backends, the synthetic micro-model, the local
+// exchange or another. No worker, no link: plans go straight into Lowering and Forward.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -29,13 +30,17 @@ struct RigOptions {
   CpuIsa isa = BestCpuIsa();
   int32_t max_rows = 512;
   BlockCounts blocks = {.full = 160, .window = 160};
-  int32_t num_parts = 1;  // In which each layer's rows are exchanged
+  int32_t num_parts = 1;  // In which each layer's rows are exchanged, where not in slots
+  // Who makes the exchanges of each rank, and outlives the rig. Empty: the local exchange.
+  std::function<ExchangeFactory*(int32_t rank)> exchanges;
+  // What each rank computes on, made of this. Empty: this.
+  std::function<std::unique_ptr<Backend>(int32_t rank, std::unique_ptr<Backend> cpu)> backend;
 };
 
 class CellRig {
  public:
   struct RankState {
-    std::unique_ptr<CpuBackend> backend;
+    std::unique_ptr<Backend> backend;
     std::unique_ptr<ExpertSet> expert_set;
     std::unique_ptr<KvCache> kv_cache;
     std::unique_ptr<Activations> activations;
@@ -44,7 +49,8 @@ class CellRig {
     Records records;
     std::unique_ptr<Lowering> lowering;
     LoweredStep step;
-    std::unique_ptr<ExchangeFactory> factory;
+    std::unique_ptr<ExchangeFactory> local_factory;
+    ExchangeFactory* factory = nullptr;
     std::unique_ptr<Exchange> exchange;
     std::unique_ptr<Forward> forward;
   };

@@ -1,6 +1,7 @@
 #include "tests/worker/exchange_cell.h"
 
 #include <algorithm>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -10,6 +11,7 @@
 
 #include "base/prng.h"
 #include "base/status_macros.h"
+#include "kernels/cpu/backend.h"
 
 namespace shoal {
 namespace {
@@ -84,6 +86,125 @@ Morgue& TheMorgue() {
   static auto* const morgue = new Morgue;
   return *morgue;
 }
+
+// What comes home: (row, slot) i is row place[i] of `rows`.
+absl::Status CheckResults(const CellShape& shape,
+                          const Traffic& traffic,
+                          size_t self,
+                          const std::vector<uint16_t>& rows,
+                          const std::vector<int32_t>& place) {
+  const std::vector<int32_t>& ids = traffic.expert_ids[self];
+  const auto hidden = static_cast<size_t>(shape.hidden);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const auto row = static_cast<int32_t>(i) / shape.k;
+    for (int32_t c = 0; c < shape.hidden; ++c) {
+      const uint16_t wanted = ExpertOf(Element(traffic, self, row, c), ids[i]);
+      if (rows[static_cast<size_t>(place[i]) * hidden + static_cast<size_t>(c)] != wanted) {
+        return absl::DataLossError(absl::StrCat("returned row ", i, " differs"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+// One rank's side of a step in slots.
+class SlotSide {
+ public:
+  SlotSide(const CellShape& shape, const Traffic& traffic, int32_t self, int32_t slot_rows)
+      : shape_(shape),
+        traffic_(traffic),
+        self_(self),
+        slots_{.num_ranks = shape.num_ranks,
+               .slot_rows = slot_rows,
+               .k = shape.k,
+               .row_bytes = shape.hidden * 2},
+        ids_(traffic.expert_ids[static_cast<size_t>(self)]),
+        home_(ids_.size()),
+        outgoing_(Rows(slots_.num_ranks * slots_.message_rows())),
+        incoming_(outgoing_.size()),
+        results_(Rows(slots_.num_places())),
+        returned_(results_.size()),
+        pair_row_(static_cast<size_t>(slots_.num_places())),
+        pair_out_(pair_row_.size()) {
+    for (const std::vector<Rank>& ranks : traffic.replicas) {
+      const bool is_held = std::ranges::count(ranks, Rank{self}) > 0;
+      if (is_held) held_.push_back(static_cast<int32_t>(local_index_.size()));
+      local_index_.push_back(is_held ? static_cast<int32_t>(held_.size()) - 1 : -1);
+      for (size_t i = 0; i < 2; ++i) replicas_.push_back(i < ranks.size() ? ranks[i].value : -1);
+    }
+    for (int32_t row = 0; row < num_rows(); ++row) {
+      for (int32_t c = 0; c < shape.hidden; ++c) {
+        x_.push_back(Element(traffic, static_cast<size_t>(self), row, c));
+      }
+    }
+    offsets_.resize(held_.size() + 1);
+  }
+
+  // Given up by a step that failed.
+  ~SlotSide() {
+    for (auto* rows : {&outgoing_, &incoming_, &results_, &returned_}) {
+      TheMorgue().Keep(std::move(*rows));
+    }
+  }
+
+  absl::Status Layer(SlotExchange* exchange, absl::Time deadline) {
+    backend_.FillSlots({.ids = MakeTensor(ids_.data(), DType::kI32, num_rows(), shape_.k),
+                        .x = View(x_),
+                        .table = {.replicas = replicas_.data(),
+                                  .num_experts = shape_.num_experts,
+                                  .max_replicas = 2,
+                                  .self = self_},
+                        .shape = slots_,
+                        .guard = exchange->guard(),
+                        .messages = View(outgoing_),
+                        .home = home_.data()});
+    RETURN_IF_ERROR(exchange->LaunchSlots(
+        outgoing_.data(), incoming_.data(), slots_.message_bytes(), deadline));
+    backend_.GroupSlots({.messages = View(incoming_),
+                         .local_index = {.data = local_index_.data(), .size = shape_.num_experts},
+                         .shape = slots_,
+                         .num_local = static_cast<int32_t>(held_.size()),
+                         .guard = exchange->guard(),
+                         .expert_offsets = offsets_.data(),
+                         .pair_row = pair_row_.data(),
+                         .pair_out = pair_out_.data()});
+    const auto hidden = static_cast<size_t>(shape_.hidden);
+    for (size_t local = 0; local < held_.size(); ++local) {
+      for (int32_t i = offsets_[local]; i < offsets_[local + 1]; ++i) {
+        const auto p = static_cast<size_t>(i);
+        const uint16_t* x = &incoming_[static_cast<size_t>(pair_row_[p]) * hidden];
+        uint16_t* y = &results_[static_cast<size_t>(pair_out_[p]) * hidden];
+        for (size_t c = 0; c < hidden; ++c) y[c] = ExpertOf(x[c], held_[local]);
+      }
+    }
+    RETURN_IF_ERROR(
+        exchange->LaunchSlots(results_.data(), returned_.data(), slots_.result_bytes(), deadline));
+    return CheckResults(shape_, traffic_, static_cast<size_t>(self_), returned_, home_);
+  }
+
+ private:
+  int32_t num_rows() const { return static_cast<int32_t>(ids_.size()) / shape_.k; }
+
+  std::vector<uint16_t> Rows(int32_t count) const {
+    return std::vector<uint16_t>(static_cast<size_t>(count) * static_cast<size_t>(shape_.hidden));
+  }
+
+  TensorView View(std::vector<uint16_t>& rows) const {
+    const auto count = static_cast<int64_t>(rows.size()) / shape_.hidden;
+    return MakeTensor(rows.data(), DType::kBf16, count, shape_.hidden);
+  }
+
+  const CellShape& shape_;
+  const Traffic& traffic_;
+  const int32_t self_;
+  const SlotShape slots_;
+  std::vector<int32_t> ids_, home_;
+  std::vector<int32_t> held_;  // [local] -> expert
+  std::vector<int32_t> local_index_, replicas_, offsets_;
+  std::vector<uint16_t> x_, outgoing_, incoming_, results_, returned_;
+  std::vector<int32_t> pair_row_, pair_out_;
+  CpuBackend backend_{CpuBackendOptions{}};
+};
 
 }  // namespace
 
@@ -187,16 +308,26 @@ absl::Status RunStep(const CellShape& shape,
     TheMorgue().Keep(std::move(returned));
     return combined;
   }
-  for (size_t i = 0; i < ids.size(); ++i) {
-    const auto row = static_cast<int32_t>(i) / shape.k;
-    for (int32_t c = 0; c < shape.hidden; ++c) {
-      const uint16_t wanted = ExpertOf(Element(traffic, me, row, c), ids[i]);
-      if (returned[i * hidden + static_cast<size_t>(c)] != wanted) {
-        return absl::DataLossError(absl::StrCat("returned row ", i, " differs"));
-      }
-    }
+  std::vector<int32_t> in_order(ids.size());
+  std::iota(in_order.begin(), in_order.end(), 0);
+  return CheckResults(shape, traffic, me, returned, in_order);
+}
+
+absl::Status RunSlotStep(const CellShape& shape,
+                         const Traffic& traffic,
+                         int32_t self,
+                         Exchange* exchange,
+                         int32_t layers,
+                         absl::Time deadline) {
+  int32_t most_rows = 0;
+  for (size_t rank = 0; rank < traffic.expert_ids.size(); ++rank) {
+    most_rows = std::max(most_rows, traffic.rows(rank, shape.k));
   }
-  return absl::OkStatus();
+  SlotSide side(shape, traffic, self, exchange->BeginStep(most_rows).slot_rows);
+  for (int32_t layer = 0; layer < layers; ++layer) {
+    RETURN_IF_ERROR(side.Layer(exchange->slots(), deadline));
+  }
+  return exchange->slots()->Settle(deadline);
 }
 
 }  // namespace shoal

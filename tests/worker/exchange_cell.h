@@ -60,6 +60,15 @@ absl::Status RunStep(const CellShape& shape,
                      Exchange* exchange,
                      absl::Time deadline);
 
+// The same through the slots of `exchange`, filled and grouped by the CPU backend, `layers` times
+// before one Settle.
+absl::Status RunSlotStep(const CellShape& shape,
+                         const Traffic& traffic,
+                         int32_t self,
+                         Exchange* exchange,
+                         int32_t layers,
+                         absl::Time deadline);
+
 // A thread per rank calls run(rank); returns when all are done.
 template <typename Run>
 void OnEachRank(int32_t num_ranks, const Run& run) {

@@ -17,6 +17,7 @@
 #include "base/prng.h"
 #include "kernels/numeric.h"
 #include "tests/worker/cell_rig.h"
+#include "tests/worker/nccl_cell.h"
 
 namespace shoal {
 namespace {
@@ -271,6 +272,32 @@ TEST_F(EqualBitsTest, AnyInstructionSet) {
   for (const CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
     if (isa > BestCpuIsa()) continue;
     EXPECT_EQ(HashOf({.isa = isa}, Prompts(), {.batch = 6}), Reference()) << CpuIsaName(isa);
+  }
+}
+
+// Over NCCL, whose small steps travel in slots that the host does not look into, and whose large
+// ones by the host's route: the same bits again. Five ranks and five sequences of a batch: some
+// steps find ranks without rows.
+TEST_F(EqualBitsTest, AnyNumberOfRanksOverNccl) {
+  struct Case {
+    int32_t ranks, copies;
+    DriveOptions drive;
+  };
+
+  const Case cases[] = {
+      {2, 1, {.batch = 5}},
+      {3, 2, {.batch = 5}},
+      {5, 2, {.batch = 7, .given = 1}},               // One row of each sequence
+      {3, 3, {.chunk = 64, .batch = 3}},              // Full slots
+      {2, 2, {.chunk = 65, .batch = 2}},              // Steps of either kind
+      {5, 1, {.chunk = 13, .batch = 12, .given = 9}}  // Prefill and decode in one step
+  };
+  for (const Case& c : cases) {
+    NcclCell cell(c.ranks);
+    const RigOptions options{.num_ranks = c.ranks,
+                             .copies = c.copies,
+                             .exchanges = [&cell](int32_t rank) { return cell.factory(rank); }};
+    EXPECT_EQ(HashOf(options, Prompts(), c.drive), Reference()) << c.ranks << " ranks";
   }
 }
 

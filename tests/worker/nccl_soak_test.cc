@@ -16,6 +16,7 @@
 
 #include "base/prng.h"
 #include "tests/worker/nccl_cell.h"
+#include "worker/exchange/exchange_shape.h"
 #include "worker/exchange/host_stream.h"
 
 namespace shoal {
@@ -33,6 +34,7 @@ struct Tally {
   int64_t epochs = 0;
   int64_t failed_creates = 0;
   int64_t steps = 0;
+  int64_t slot_steps = 0;  // Of those
   int64_t failed_steps = 0;
 };
 
@@ -120,6 +122,9 @@ class Life {
     const uint64_t moment = prng_.Below(3000);
     const uint64_t num_aborters = 1 + prng_.Below(3);
     const bool leaves_together = prng_.Chance(50);
+    // Both ways of a small step, also by turns.
+    const bool is_small = *std::ranges::max_element(rows) <= kMaxSlotRows;
+    const uint64_t slots_every = is_small ? prng_.Below(4) : 0;
 
     std::atomic<bool> is_over = false;
     std::vector<std::thread> aborters;
@@ -134,7 +139,7 @@ class Life {
         if (exchanges_[i] != nullptr) exchanges_[i]->Abort(absl::AbortedError("asked"));
       });
     }
-    std::atomic<int64_t> steps = 0, failed_steps = 0, failed_creates = 0;
+    std::atomic<int64_t> steps = 0, slot_steps = 0, failed_steps = 0, failed_creates = 0;
     OnEachRank(3, [&](int32_t rank) {
       const auto r = static_cast<size_t>(rank);
       absl::Status status = cell_.Create(shape, traffic, rank, epoch, absl::Now() + patience);
@@ -147,8 +152,15 @@ class Life {
         exchanges_[r] = cell_.exchange(rank);
       }
       for (uint64_t step = 0; status.ok() && step < most_steps; ++step) {
-        cell_.exchange(rank)->BeginStep(*std::ranges::max_element(rows));
-        status = RunStep(shape, traffic, rank, cell_.exchange(rank), absl::Now() + patience);
+        NcclExchange* const exchange = cell_.exchange(rank);
+        const absl::Time deadline = absl::Now() + patience;
+        if (slots_every > 0 && step % slots_every == 0) {
+          status = RunSlotStep(shape, traffic, rank, exchange, 2, deadline);
+          if (status.ok()) ++slot_steps;
+        } else {
+          exchange->BeginStep(*std::ranges::max_element(rows));
+          status = RunStep(shape, traffic, rank, exchange, deadline);
+        }
         ++(status.ok() ? steps : failed_steps);
         EXPECT_FALSE(absl::IsDataLoss(status)) << status;
       }
@@ -163,6 +175,7 @@ class Life {
     for (int32_t rank = 0; rank < 3; ++rank) cell_.Leave(rank);
     SetFakeHook(nullptr);
     tally->steps += steps;
+    tally->slot_steps += slot_steps;
     tally->failed_steps += failed_steps;
     tally->failed_creates += failed_creates;
   }
@@ -198,16 +211,18 @@ TEST(NcclSoakTest, NoScheduleHangsLeaksOrCallsAfterAnAbort) {
   }
   std::printf(
       "%llu schedules: %lld epochs, %lld creates and %lld steps failed, %lld steps done, "
-      "%lld aborts; longest %.2f s, all %.1f s\n",
+      "%lld of them in slots, %lld aborts; longest %.2f s, all %.1f s\n",
       static_cast<unsigned long long>(seeds),
       static_cast<long long>(tally.epochs),
       static_cast<long long>(tally.failed_creates),
       static_cast<long long>(tally.failed_steps),
       static_cast<long long>(tally.steps),
+      static_cast<long long>(tally.slot_steps),
       static_cast<long long>(CountFake().aborts - before.aborts),
       absl::ToDoubleSeconds(longest),
       absl::ToDoubleSeconds(absl::Now() - start));
   EXPECT_GT(tally.steps, 0);
+  EXPECT_GT(tally.slot_steps, 0);
 }
 
 }  // namespace

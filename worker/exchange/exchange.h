@@ -1,9 +1,9 @@
 // Rows to their experts and back: the data plane between the ranks of a cell.
 //
 // One object serves exactly one epoch of one cell. Every rank issues the same operations in the
-// same order (Dispatch, Combine, Dispatch, ... one pair per layer and step), with rows of its own
-// or not. The first error is final for the epoch (sticky) and nothing is retried; `suspects()` are
-// hints, the coordinator decides who is dead.
+// same order (Dispatch, Combine, Dispatch, ... one pair per part, layer and step), with rows of its
+// own or not. The first error is final for the epoch (sticky) and nothing is retried; `suspects()`
+// are hints, the coordinator decides who is dead.
 //
 //   code               means
 //   kUnavailable       a peer's connection ended (suspects name it)
@@ -14,7 +14,7 @@
 // What is passed to an operation that fails may be read and written until the exchange is
 // destroyed: a device goes on with what it has begun, and the error is worth more at once.
 //
-// Threads: one thread calls Dispatch and Combine; Abort() and Health() may come from any thread.
+// Threads: one thread calls the operations; Abort() and Health() may come from any thread.
 // Next: worker/exchange/route.h
 #pragma once
 
@@ -28,6 +28,7 @@
 #include "absl/time/time.h"
 
 #include "base/ids.h"
+#include "kernels/route_math.h"
 #include "kernels/tensor.h"
 #include "proto/cluster.h"
 #include "worker/exchange/route.h"
@@ -52,14 +53,53 @@ struct ExchangeLimits {
   int64_t row_bytes = 0;  // hidden * 2
 };
 
+// How the rows of one step are to be exchanged, the same on all ranks. No choice changes a bit:
+// each row meets the same experts, and its results are summed in the same order.
+struct ExchangeShape {
+  // Rows of any rank at most, and what SlotExchange's slots have room for; 0: by Dispatch and
+  // Combine.
+  int32_t slot_rows = 0;
+  // In which Dispatch and Combine take each layer's rows, one travelling while another is computed.
+  int32_t num_parts = 1;
+
+  friend bool operator==(const ExchangeShape&, const ExchangeShape&) = default;
+};
+
+// What an exchange may offer besides: rounds of fixed size, in which the host plans nothing and
+// waits for nothing, so that a device may queue, record and replay whole steps of them. Backend's
+// FillSlots and GroupSlots make and read what travels. Threads and errors as Exchange.
+class SlotExchange {
+ public:
+  virtual ~SlotExchange() = default;
+
+  // Of this epoch, in the memory of the backend.
+  virtual SlotGuard* guard() = 0;
+
+  // Collective: order and `slot_bytes`. Slot d of `send` goes to rank d, slot s of `receive` comes
+  // from rank s; both are device memory of [ranks, slot_bytes]. What arrives is there for
+  // operations of the backend that follow. Where those take their place in the queue of the
+  // exchange this only queues; elsewhere (host memory) it waits.
+  virtual absl::Status LaunchSlots(const void* send,
+                                   void* receive,
+                                   int64_t slot_bytes,
+                                   absl::Time deadline) = 0;
+
+  // Waits for all that was launched, once a step. kFailedPrecondition: a message was not of its
+  // round, so that nothing which the step computed may be used.
+  virtual absl::Status Settle(absl::Time deadline) = 0;
+};
+
 class Exchange {
  public:
   virtual ~Exchange() = default;
 
+  // Null: Dispatch and Combine are all there is.
+  virtual SlotExchange* slots() { return nullptr; }
+
   // Collective: the argument and the order. A step begins in which no rank has more than
-  // `most_rows` rows: what is of fixed size may be small. Returns in how many parts each layer's
-  // rows are to be exchanged. Without it, the step has ExchangeLimits::max_rows and one part.
-  virtual int32_t BeginStep(int32_t /*most_rows*/) { return 1; }
+  // `most_rows` rows: what is of fixed size may be small. Without it, the step has
+  // ExchangeLimits::max_rows.
+  virtual ExchangeShape BeginStep(int32_t /*most_rows*/) { return {}; }
 
   // Collective: operation order. Sends outgoing rows (bf16 [route.send_rows.size(), hidden],
   // already picked in route order) to their ranks. Returns what arrived here from all ranks, this
@@ -109,6 +149,10 @@ class ExchangeFactory {
 
   // What the other ranks need to reach this one; goes into Enrol.
   virtual std::string endpoint() const = 0;
+
+  // The largest ExchangeShape::slot_rows of its exchanges; 0: they have no slots. Buffers are sized
+  // by it.
+  virtual int32_t max_slot_rows() const { return 0; }
 
   // Whether its rows lie in a GPU's own memory. Otherwise the host reads and writes them.
   virtual bool takes_device_memory() const { return false; }

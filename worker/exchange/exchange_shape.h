@@ -1,6 +1,5 @@
 // How the rows of one step travel over NCCL, chosen by the batch alone: a table that every rank
-// reads with the same number, so that all do the same operations of the same sizes. No choice
-// changes a bit: each row meets the same experts, and its results are summed in the same order.
+// reads with the same number, so that all do the same operations of the same sizes.
 #pragma once
 
 #include <cstddef>
@@ -10,24 +9,15 @@
 
 namespace shoal {
 
-struct ExchangeShape {
-  // Rows that any rank may have in the step; messages of fixed size have room for so many.
-  int32_t slot_rows = 0;
-  // Rows ride in the message that tells their number, which is of fixed size then: one round, and
-  // bytes for rows that are not there. Else they follow in a second round of the exact size.
-  bool rows_ride_along = false;
-  // A layer exchanges the batch in so many parts, one travelling while another is computed.
-  int32_t num_parts = 1;
-
-  friend bool operator==(const ExchangeShape&, const ExchangeShape&) = default;
-};
+// Steps of more rows are routed on the host.
+inline constexpr int32_t kMaxSlotRows = 64;
 
 // `most_rows`: of any rank in the step, the same number on all of them; at least 0.
 ExchangeShape ChooseExchangeShape(int32_t most_rows, int32_t max_rows);
 
-// The fixed part of a dispatch from one rank to another: how many rows and pairs, whose, and the
-// pairs. Rows follow it, in the same message or in the next.
-struct SlotHeader {
+// The fixed part of a dispatch that the host planned, from one rank to another: how many rows and
+// pairs, whose, and the pairs. The rows follow in the next round.
+struct DispatchHeader {
   static constexpr uint32_t kMagic = 0x746f6c73;  // "slot"
 
   uint32_t magic = kMagic;
@@ -38,14 +28,9 @@ struct SlotHeader {
   uint64_t seq = 0;  // Of the dispatch in its epoch, from 0
 };
 
-static_assert(sizeof(SlotHeader) == 32);
+static_assert(sizeof(DispatchHeader) == 32);
 
-// Bytes of one rank's messages to another.
-struct SlotBytes {
-  size_t meta = 0;      // Header and room for the pairs of slot_rows rows
-  size_t dispatch = 0;  // Of the first round: meta, and the rows if they ride along
-};
-
-SlotBytes SlotBytesOf(const ExchangeShape& shape, const ExchangeLimits& limits);
+// Bytes of that: the header and room for the pairs of `most_rows` rows.
+size_t DispatchHeaderBytes(int32_t most_rows, const ExchangeLimits& limits);
 
 }  // namespace shoal

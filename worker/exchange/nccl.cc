@@ -20,20 +20,6 @@ size_t Size(int64_t count) {
   return static_cast<size_t>(count);
 }
 
-size_t MaxSlotBytes(const ExchangeLimits& limits) {
-  size_t bytes = 0;
-  for (int32_t rows = 1; rows < limits.max_rows; rows *= 2) {
-    bytes =
-        std::max(bytes, SlotBytesOf(ChooseExchangeShape(rows, limits.max_rows), limits).dispatch);
-  }
-  const ExchangeShape largest = ChooseExchangeShape(limits.max_rows, limits.max_rows);
-  return std::max(bytes, SlotBytesOf(largest, limits).dispatch);
-}
-
-size_t MaxMetaBytes(const ExchangeLimits& limits) {
-  return SlotBytesOf(ChooseExchangeShape(limits.max_rows, limits.max_rows), limits).meta;
-}
-
 constexpr auto kDevice = DeviceBuffer::Place::kDevice;
 constexpr auto kHost = DeviceBuffer::Place::kHost;
 
@@ -60,15 +46,16 @@ NcclExchange::NcclExchange(const Membership& membership,
       limits_(limits),
       stream_(*parts.stream),
       row_bytes_(Size(limits.row_bytes)),
-      max_slot_bytes_(MaxSlotBytes(limits)),
-      out_(parts.stream, kDevice, num_ranks() * max_slot_bytes_),
-      in_(parts.stream, kDevice, num_ranks() * max_slot_bytes_),
+      out_(parts.stream, kDevice, num_ranks() * DispatchHeaderBytes(limits.max_rows, limits)),
+      in_(parts.stream, kDevice, out_.bytes()),
       received_(parts.stream, kDevice, num_ranks() * Size(limits.max_rows) * row_bytes_),
       home_(parts.stream,
             kDevice,
             Size(limits.max_rows) * Size(limits.experts_per_token) * row_bytes_),
-      meta_out_(parts.stream, kHost, num_ranks() * MaxMetaBytes(limits)),
-      meta_in_(parts.stream, kHost, num_ranks() * MaxMetaBytes(limits)),
+      headers_out_(parts.stream, kHost, out_.bytes()),
+      headers_in_(parts.stream, kHost, in_.bytes()),
+      guard_(parts.stream, kDevice, sizeof(SlotGuard)),
+      guard_read_(parts.stream, kHost, sizeof(SlotGuard)),
       comm_(std::move(parts)),
       rows_from_(num_ranks()),
       builder_(membership, limits) {
@@ -78,11 +65,15 @@ NcclExchange::NcclExchange(const Membership& membership,
 NcclExchange::~NcclExchange() = default;
 
 absl::Status NcclExchange::Open(const NcclUniqueId& id, absl::Time deadline) {
-  for (const DeviceBuffer* buffer : {&out_, &in_, &received_, &home_, &meta_out_, &meta_in_}) {
+  for (const DeviceBuffer* buffer :
+       {&out_, &in_, &received_, &home_, &headers_out_, &headers_in_, &guard_, &guard_read_}) {
     if (buffer->data() != nullptr) continue;
     return absl::ResourceExhaustedError(
         absl::StrCat("no ", buffer->bytes(), " bytes of device memory for the exchange"));
   }
+  const SlotGuard guard{.epoch = membership_.epoch.value};
+  std::memcpy(guard_read_.data(), &guard, sizeof(guard));
+  stream_.Write(guard_.data(), guard_read_.data(), sizeof(guard));
   absl::Status status =
       comm_.Connect(id, static_cast<int>(num_ranks()), membership_.self.value, deadline);
   if (!status.ok()) return Annotate(status);
@@ -90,8 +81,8 @@ absl::Status NcclExchange::Open(const NcclUniqueId& id, absl::Time deadline) {
   Route nothing;
   nothing.rank_rows.assign(num_ranks() + 1, 0);
   nothing.rank_pairs.assign(num_ranks() + 1, 0);
-  FillSlots(nothing, {});
-  status = ExchangeSlots("the first message", slot_bytes_.meta, deadline);
+  FillHeaders(nothing);
+  status = ExchangeHeaders("the first message", deadline);
   if (absl::IsDeadlineExceeded(status)) {
     return WithSuspects(
         absl::DeadlineExceededError(absl::StrCat(
@@ -103,84 +94,79 @@ absl::Status NcclExchange::Open(const NcclUniqueId& id, absl::Time deadline) {
   }
   RETURN_IF_ERROR(status);
   Arrivals none;
-  return ReadSlots(&none);
+  return ReadHeaders(&none);
 }
 
-int32_t NcclExchange::BeginStep(int32_t most_rows) {
-  shape_ = ChooseExchangeShape(most_rows, limits_.max_rows);
-  slot_bytes_ = SlotBytesOf(shape_, limits_);
-  return shape_.num_parts;
+ExchangeShape NcclExchange::BeginStep(int32_t most_rows) {
+  most_rows_ = most_rows;
+  header_bytes_ = DispatchHeaderBytes(most_rows, limits_);
+  return ChooseExchangeShape(most_rows, limits_.max_rows);
 }
 
 absl::StatusOr<Arrivals> NcclExchange::Dispatch(const Route& route,
                                                 const TensorView& outgoing,
                                                 absl::Time deadline) {
   RETURN_IF_ERROR(Health());
-  const absl::Status checked = CheckRoute(route, outgoing, limits_, shape_.slot_rows, num_ranks());
+  const absl::Status checked = CheckRoute(route, outgoing, limits_, most_rows_, num_ranks());
   if (!checked.ok()) return Fail(checked);
-  FillSlots(route, outgoing);
-  RETURN_IF_ERROR(ExchangeSlots("a dispatch", slot_bytes_.dispatch, deadline));
+  FillHeaders(route);
+  RETURN_IF_ERROR(ExchangeHeaders("a dispatch", deadline));
   Arrivals arrivals;
-  RETURN_IF_ERROR(ReadSlots(&arrivals));
+  RETURN_IF_ERROR(ReadHeaders(&arrivals));
   RETURN_IF_ERROR(MoveRows(route, outgoing, deadline));
   return arrivals;
 }
 
-// Header, pairs and, if they ride along, rows of each message; the own rank's is only read here.
-void NcclExchange::FillSlots(const Route& route, const TensorView& outgoing) {
+// Header and pairs of each message; the own rank's are only read here.
+void NcclExchange::FillHeaders(const Route& route) {
   for (size_t rank = 0; rank < num_ranks(); ++rank) {
     const size_t first_pair = Size(route.rank_pairs[rank]);
     const size_t num_pairs = Size(route.rank_pairs[rank + 1]) - first_pair;
-    const size_t first_row = Size(route.rank_rows[rank]);
-    const size_t num_rows = Size(route.rank_rows[rank + 1]) - first_row;
-    const SlotHeader header{.rows = static_cast<uint32_t>(num_rows),
-                            .pairs = static_cast<uint32_t>(num_pairs),
-                            .src = membership_.self.value,
-                            .epoch = membership_.epoch.value,
-                            .seq = next_seq_};
-    std::byte* const meta =
-        (rank == self() ? meta_in_ : meta_out_).data() + rank * slot_bytes_.meta;
-    std::memcpy(meta, &header, sizeof(header));
+    const int32_t num_rows = route.rank_rows[rank + 1] - route.rank_rows[rank];
+    const DispatchHeader header{.rows = static_cast<uint32_t>(num_rows),
+                                .pairs = static_cast<uint32_t>(num_pairs),
+                                .src = membership_.self.value,
+                                .epoch = membership_.epoch.value,
+                                .seq = next_seq_};
+    std::byte* const place =
+        (rank == self() ? headers_in_ : headers_out_).data() + rank * header_bytes_;
+    std::memcpy(place, &header, sizeof(header));
     if (num_pairs > 0) {
-      std::memcpy(meta + sizeof(header), &route.pairs[first_pair], num_pairs * sizeof(RoutedPair));
+      std::memcpy(place + sizeof(header), &route.pairs[first_pair], num_pairs * sizeof(RoutedPair));
     }
     if (rank == self()) continue;
-    stream_.Write(out_slot(rank), meta, sizeof(header) + num_pairs * sizeof(RoutedPair));
-    if (!shape_.rows_ride_along || num_rows == 0) continue;
-    stream_.Copy(out_slot(rank) + slot_bytes_.meta,
-                 static_cast<const std::byte*>(outgoing.data) + first_row * row_bytes_,
-                 num_rows * row_bytes_);
+    stream_.Write(
+        out_.data() + rank * header_bytes_, place, sizeof(header) + num_pairs * sizeof(RoutedPair));
   }
 }
 
-absl::Status NcclExchange::ExchangeSlots(const std::string& what,
-                                         size_t bytes,
-                                         absl::Time deadline) {
+absl::Status NcclExchange::ExchangeHeaders(const std::string& what, absl::Time deadline) {
   std::vector<NcclTransfer> transfers;
   for (size_t rank = 0; rank < num_ranks(); ++rank) {
     if (rank == self()) continue;
-    transfers.push_back(SendTo(rank, out_slot(rank), bytes));
-    transfers.push_back(ReceiveFrom(rank, in_slot(rank), bytes));
+    const size_t at = rank * header_bytes_;
+    transfers.push_back(SendTo(rank, out_.data() + at, header_bytes_));
+    transfers.push_back(ReceiveFrom(rank, in_.data() + at, header_bytes_));
   }
   RETURN_IF_ERROR(Launch(transfers, what, deadline));
   for (size_t rank = 0; rank < num_ranks(); ++rank) {
-    if (rank == self()) continue;
-    stream_.Read(meta_in_.data() + rank * slot_bytes_.meta, in_slot(rank), slot_bytes_.meta);
+    const size_t at = rank * header_bytes_;
+    if (rank != self()) stream_.Read(headers_in_.data() + at, in_.data() + at, header_bytes_);
   }
-  return Await(what);
+  return Await(what, deadline);
 }
 
-// What meta_in_ says, into `arrivals` and rows_from_.
-absl::Status NcclExchange::ReadSlots(Arrivals* arrivals) {
+// What headers_in_ says, into `arrivals` and rows_from_.
+absl::Status NcclExchange::ReadHeaders(Arrivals* arrivals) {
   builder_.Begin(arrivals);
   for (size_t rank = 0; rank < num_ranks(); ++rank) {
-    const std::byte* const meta = meta_in_.data() + rank * slot_bytes_.meta;
-    SlotHeader header;
-    std::memcpy(&header, meta, sizeof(header));
+    const std::byte* const place = headers_in_.data() + rank * header_bytes_;
+    DispatchHeader header;
+    std::memcpy(&header, place, sizeof(header));
     const size_t pairs_bytes = header.pairs * sizeof(RoutedPair);
-    if (header.magic != SlotHeader::kMagic || header.src != static_cast<int32_t>(rank) ||
+    if (header.magic != DispatchHeader::kMagic || header.src != static_cast<int32_t>(rank) ||
         header.epoch != membership_.epoch.value || header.seq != next_seq_ ||
-        pairs_bytes > slot_bytes_.meta - sizeof(header)) {
+        pairs_bytes > header_bytes_ - sizeof(header)) {
       const Rank source{static_cast<int32_t>(rank)};
       return Fail(WithSuspects(
           absl::FailedPreconditionError(absl::StrCat("rank ",
@@ -199,7 +185,7 @@ absl::Status NcclExchange::ReadSlots(Arrivals* arrivals) {
     }
     rows_from_[rank] = header.rows;
     const absl::Status added =
-        builder_.Add(header.rows, {meta + sizeof(header), pairs_bytes}, arrivals);
+        builder_.Add(header.rows, {place + sizeof(header), pairs_bytes}, arrivals);
     if (!added.ok()) return Fail(added);
   }
   ++next_seq_;
@@ -224,8 +210,6 @@ absl::Status NcclExchange::MoveRows(const Route& route,
     const size_t sent_bytes = Size(route.rank_rows[rank + 1]) * row_bytes_ - first;
     if (rank == self()) {
       stream_.Copy(place, sent + first, bytes);
-    } else if (shape_.rows_ride_along) {
-      stream_.Copy(place, in_slot(rank) + slot_bytes_.meta, bytes);
     } else {
       if (sent_bytes > 0) transfers.push_back(SendTo(rank, sent + first, sent_bytes));
       if (bytes > 0) transfers.push_back(ReceiveFrom(rank, place, bytes));
@@ -233,7 +217,7 @@ absl::Status NcclExchange::MoveRows(const Route& route,
     place += bytes;
   }
   RETURN_IF_ERROR(Launch(transfers, "the rows of a dispatch", deadline));
-  return HandToBackend("the rows of a dispatch");
+  return HandToBackend("the rows of a dispatch", deadline);
 }
 
 // Both sides know the numbers from the dispatch, so the messages have the exact size.
@@ -275,29 +259,45 @@ absl::Status NcclExchange::Combine(const Route& route,
                  home_index_.data(),
                  static_cast<int64_t>(home_index_.size()),
                  limits_.row_bytes);
-  return HandToBackend("a combine");
+  return HandToBackend("a combine", deadline);
 }
 
-absl::Status NcclExchange::LaunchSlots(const std::byte* send,
-                                       std::byte* receive,
-                                       size_t slot_bytes,
+absl::Status NcclExchange::LaunchSlots(const void* send,
+                                       void* receive,
+                                       int64_t slot_bytes,
                                        absl::Time deadline) {
+  const size_t bytes = Size(slot_bytes);
   std::vector<NcclTransfer> transfers;
   for (size_t rank = 0; rank < num_ranks(); ++rank) {
-    const std::byte* const from = send + rank * slot_bytes;
-    std::byte* const to = receive + rank * slot_bytes;
+    const auto* const from = static_cast<const std::byte*>(send) + rank * bytes;
+    auto* const to = static_cast<std::byte*>(receive) + rank * bytes;
     if (rank == self()) {
-      stream_.Copy(to, from, slot_bytes);
+      stream_.Copy(to, from, bytes);
       continue;
     }
-    transfers.push_back(SendTo(rank, from, slot_bytes));
-    transfers.push_back(ReceiveFrom(rank, to, slot_bytes));
+    transfers.push_back(SendTo(rank, from, bytes));
+    transfers.push_back(ReceiveFrom(rank, to, bytes));
   }
-  return Launch(transfers, "a round of slots", deadline);
+  RETURN_IF_ERROR(Launch(transfers, "a round of slots", deadline));
+  return HandToBackend("a round of slots", deadline);
 }
 
-absl::Status NcclExchange::Settle() {
-  return Await("the slots of a step");
+absl::Status NcclExchange::Settle(absl::Time deadline) {
+  stream_.Read(guard_read_.data(), guard_.data(), sizeof(SlotGuard));
+  RETURN_IF_ERROR(Await("the slots of a step", deadline));
+  SlotGuard guard;
+  std::memcpy(&guard, guard_read_.data(), sizeof(guard));
+  if (guard.fault == 0) return absl::OkStatus();
+  const Rank source{guard.fault - 1};
+  return Fail(WithSuspects(
+      absl::FailedPreconditionError(absl::StrCat("a slot of rank ",
+                                                 source.value,
+                                                 " was not of its round, or for an expert that is "
+                                                 "not held here: before round ",
+                                                 guard.seq,
+                                                 " of epoch ",
+                                                 guard.epoch)),
+      {&source, 1}));
 }
 
 absl::Status NcclExchange::Launch(const std::vector<NcclTransfer>& transfers,
@@ -310,13 +310,13 @@ absl::Status NcclExchange::Launch(const std::vector<NcclTransfer>& transfers,
   return status.ok() ? status : Annotate(status);
 }
 
-absl::Status NcclExchange::HandToBackend(const std::string& what) {
-  return stream_.is_compute_stream() ? Health() : Await(what);
+absl::Status NcclExchange::HandToBackend(const std::string& what, absl::Time deadline) {
+  return stream_.is_compute_stream() ? Health() : Await(what, deadline);
 }
 
-absl::Status NcclExchange::Await(const std::string& what) {
+absl::Status NcclExchange::Await(const std::string& what, absl::Time deadline) {
   const absl::Time start = absl::Now();
-  const absl::Status status = comm_.AwaitStream(what);
+  const absl::Status status = comm_.AwaitStream(what, deadline);
   waited_ += absl::Now() - start;
   return status.ok() ? status : Annotate(status);
 }

@@ -8,6 +8,8 @@
 // Messages of other sizes than the peer expects are NCCL's undoing (it hangs or fails), so whatever
 // decides a size is the same on all ranks: the membership, the limits, BeginStep's argument, or the
 // header that came one round before.
+//
+// Buffers of the slots are their user's (worker/activations.h); those below are of the other way.
 // Next: worker/exchange/nccl_comm.h
 #pragma once
 
@@ -70,7 +72,7 @@ class DeviceBuffer {
 };
 
 // Threads as in exchange.h.
-class NcclExchange final : public Exchange {
+class NcclExchange final : public Exchange, public SlotExchange {
  public:
   NcclExchange(const Membership& membership, const ExchangeLimits& limits, NcclCommParts parts);
   ~NcclExchange() override;
@@ -79,7 +81,9 @@ class NcclExchange final : public Exchange {
   // two ranks when they first talk. kResourceExhausted: no device memory.
   absl::Status Open(const NcclUniqueId& id, absl::Time deadline);
 
-  int32_t BeginStep(int32_t most_rows) override;
+  SlotExchange* slots() override { return this; }
+
+  ExchangeShape BeginStep(int32_t most_rows) override;
   absl::StatusOr<Arrivals> Dispatch(const Route& route,
                                     const TensorView& outgoing,
                                     absl::Time deadline) override;
@@ -93,15 +97,13 @@ class NcclExchange final : public Exchange {
   std::vector<Rank> suspects() const override;
   absl::Duration TakeWaitTime() override;
 
-  // Collective: order and `slot_bytes`. Slot d of `send` goes to rank d, slot s of `receive` comes
-  // from rank s; both are device memory of [ranks, slot_bytes]. Only queues: what arrives is there
-  // for work queued later.
-  absl::Status LaunchSlots(const std::byte* send,
-                           std::byte* receive,
-                           size_t slot_bytes,
-                           absl::Time deadline);
-  // Waits for all that was launched.
-  absl::Status Settle();
+  SlotGuard* guard() override { return reinterpret_cast<SlotGuard*>(guard_.data()); }
+
+  absl::Status LaunchSlots(const void* send,
+                           void* receive,
+                           int64_t slot_bytes,
+                           absl::Time deadline) override;
+  absl::Status Settle(absl::Time deadline) override;
 
   // Of Open: when all ranks had met.
   absl::Time connected() const { return connected_; }
@@ -111,21 +113,17 @@ class NcclExchange final : public Exchange {
 
   size_t self() const { return static_cast<size_t>(membership_.self.value); }
 
-  std::byte* out_slot(size_t rank) const { return out_.data() + rank * max_slot_bytes_; }
-
-  std::byte* in_slot(size_t rank) const { return in_.data() + rank * max_slot_bytes_; }
-
-  void FillSlots(const Route& route, const TensorView& outgoing);
-  // One round of slots of `bytes` to and from all others; their fixed parts are in meta_in_ then.
-  absl::Status ExchangeSlots(const std::string& what, size_t bytes, absl::Time deadline);
-  absl::Status ReadSlots(Arrivals* arrivals);
+  void FillHeaders(const Route& route);
+  // To and from all others; what came is in headers_in_ then.
+  absl::Status ExchangeHeaders(const std::string& what, absl::Time deadline);
+  absl::Status ReadHeaders(Arrivals* arrivals);
   absl::Status MoveRows(const Route& route, const TensorView& outgoing, absl::Time deadline);
   absl::Status Launch(const std::vector<NcclTransfer>& transfers,
                       const std::string& what,
                       absl::Time deadline);
   // Before the backend reads what the stream wrote.
-  absl::Status HandToBackend(const std::string& what);
-  absl::Status Await(const std::string& what);
+  absl::Status HandToBackend(const std::string& what, absl::Time deadline);
+  absl::Status Await(const std::string& what, absl::Time deadline);
   absl::Status Fail(const absl::Status& status);
   absl::Status Annotate(const absl::Status& status) const;
 
@@ -133,20 +131,21 @@ class NcclExchange final : public Exchange {
   const ExchangeLimits limits_;
   DeviceStream& stream_;
   const size_t row_bytes_;
-  const size_t max_slot_bytes_;  // Of the largest first round
   // Freed after the communicator, whose kernels may write until they have seen the abort.
-  const DeviceBuffer out_;           // [ranks, max_slot_bytes]
-  const DeviceBuffer in_;            // [ranks, max_slot_bytes]
+  const DeviceBuffer out_;           // [ranks, headers of the largest step]
+  const DeviceBuffer in_;            // Likewise
   const DeviceBuffer received_;      // [ranks * max_rows, hidden] bf16
   const DeviceBuffer home_;          // [max_rows * k, hidden] bf16, results in the order of pairs
-  const DeviceBuffer meta_out_;      // [ranks, meta of the largest step], of the host
-  const DeviceBuffer meta_in_;       // Likewise
+  const DeviceBuffer headers_out_;   // As out_, of the host
+  const DeviceBuffer headers_in_;    // As in_, of the host
+  const DeviceBuffer guard_;         // SlotGuard
+  const DeviceBuffer guard_read_;    // Likewise, of the host
   std::vector<int32_t> home_index_;  // [rows * k] -> row of home_
   NcclComm comm_;
 
   // The calling thread's.
-  ExchangeShape shape_;
-  SlotBytes slot_bytes_;
+  int32_t most_rows_ = 0;    // Of any rank in this step
+  size_t header_bytes_ = 0;  // Of one rank's headers in this step
   uint64_t next_seq_ = 0;
   std::vector<uint32_t> rows_from_;  // [ranks] of the last dispatch
   ArrivalsBuilder builder_;

@@ -150,7 +150,11 @@ absl::Status NcclComm::CallGroup(std::span<const NcclTransfer> transfers, const 
   return first;
 }
 
-absl::Status NcclComm::AwaitStream(const std::string& what) {
+absl::Status NcclComm::AwaitStream(const std::string& what, absl::Time deadline) {
+  {
+    absl::MutexLock lock(&state_mutex_);
+    session_.ExpectBy(deadline);
+  }
   while (true) {
     bool has_fault = false;
     const Next next = Poll(what, [&] {

@@ -99,7 +99,7 @@ class NcclComm {
                       absl::Time deadline);
 
   // Waits until the stream has done everything, and looks after NCCL meanwhile.
-  absl::Status AwaitStream(const std::string& what);
+  absl::Status AwaitStream(const std::string& what, absl::Time deadline);
 
   // Thread-safe, idempotent, never blocks.
   void Fail(const absl::Status& cause);

@@ -45,6 +45,8 @@ class NcclExchangeFactory final : public ExchangeFactory {
 
   std::string endpoint() const override { return endpoint_; }
 
+  int32_t max_slot_rows() const override { return kMaxSlotRows; }
+
   bool takes_device_memory() const override { return !options_.api.is_on_host; }
 
   absl::StatusOr<std::unique_ptr<Exchange>> Create(const Membership& membership,

@@ -37,6 +37,9 @@ class NcclSession {
   // A group of sends and receives may be called.
   bool BeginGroup(absl::Time deadline);
 
+  // What is on the stream, by whatever way it came there, ends by `deadline`.
+  void ExpectBy(absl::Time deadline) { deadline_ = deadline; }
+
   // ncclCommGetAsyncError may be called.
   bool may_poll() const {
     return state_ == State::kConnecting || state_ == State::kLaunching || state_ == State::kReady;
