@@ -36,11 +36,17 @@ bool Cell::SendStep() {
     const WorkerId victim_home = layout_.ranks[next_forced_++ % layout_.ranks.size()];
     homes_.at(victim_home).scheduler->PreemptNewest();
   }
+  int32_t most_positions = 0;
+  bool is_decode = true;
   for (const WorkerId id : layout_.ranks) {
     RankPart& part = step.parts.emplace_back();
     part.entries = homes_.at(id).scheduler->Plan();
     int32_t rows = 0;
-    for (const PlanEntry& entry : part.entries) rows += entry.num_positions;
+    for (const PlanEntry& entry : part.entries) {
+      rows += entry.num_positions;
+      is_decode = is_decode && entry.num_positions == 1;
+      most_positions = std::max(most_positions, entry.first_position + 1);
+    }
     step.most_rows = std::max(step.most_rows, rows);
   }
   if (step.most_rows == 0) return false;
@@ -58,6 +64,7 @@ bool Cell::SendStep() {
                           .step = step.step,
                           .deadline_ms = absl::ToInt64Milliseconds(step.allowed),
                           .most_rows = step.most_rows,
+                          .most_positions = is_decode ? most_positions : 0,
                           .entries = step.parts[rank].entries,
                           .forget = step.parts[rank].forget});
   }

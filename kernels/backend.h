@@ -80,20 +80,20 @@ struct KvLayer {
 
 // (E4) Rotates q and k of each row in place, half-split pairs a = x[i], b = x[i + head_dim/2]:
 // a' = bf16(fma(a, cos, -(b * sin))), b' = bf16(fma(b, cos, a * sin)); then writes k and v of row r
-// to position slots[r] % kBlockTokens of block slots[r] / kBlockTokens.
+// to position slots[r] % kBlockTokens of block slots[r] / kBlockTokens, or nowhere if that is -1.
 struct RopeAndAppendArgs {
   TensorView qkv;       // [rows, (num_heads + 2 * num_kv_heads) * head_dim] bf16, q then k then v
   const float* rope;    // [num_positions, head_dim / 2, 2 (cos, sin)], YaRN's factor m included
   IndexView positions;  // [rows]
-  IndexView slots;      // [rows], block * kBlockTokens + offset
+  IndexView slots;      // [rows], block * kBlockTokens + offset, distinct; or -1
   int num_heads = 0;
   KvLayer kv;
 };
 
-// Consecutive rows of one sequence: rows [first_row, first_row + num_rows) are its positions
-// [first_position, first_position + num_rows). Their K/V has been appended. Position p lies in
-// block tables[table_offset + p / kBlockTokens]; entries for blocks wholly outside every row's
-// window are never read and may hold anything.
+// Consecutive rows of one sequence, or none, which asks for nothing: rows [first_row, first_row +
+// num_rows) are its positions [first_position, first_position + num_rows). Their K/V has been
+// appended. Position p lies in block tables[table_offset + p / kBlockTokens]; entries for blocks
+// wholly outside every row's window are never read and may hold anything.
 struct AttentionEntry {
   int32_t first_row = 0;
   int32_t num_rows = 0;
@@ -150,12 +150,14 @@ struct GroupByExpertArgs {
 
 // For a cell of several ranks, a dispatch that the host does not plan: each row goes into the
 // message to every rank that computes one of its experts, by rank, then row (route_math.h has the
-// layout and the integers). The messages' headers are written from `guard`.
+// layout and the integers). The messages' headers are written from `guard`. Of `rows` the first
+// *num_rows exist; the others go nowhere, and their home is place 0.
 struct FillSlotsArgs {
   TensorView ids;  // [rows, k] i32; rows at most slot_rows
   TensorView x;    // [rows, hidden] bf16, dense
   RouteTable table;
   SlotShape shape;
+  const int32_t* num_rows = nullptr;  // In device memory: a step that is repeated may have others
   const SlotGuard* guard = nullptr;
   TensorView messages;  // [num_ranks * message_rows, hidden] bf16, dense; written
   int32_t* home = {};   // [rows * k], written: the place of each (row, slot) in what comes home
@@ -328,7 +330,8 @@ class Backend {
   virtual std::string_view numerics_class() const = 0;
 
   // Memory of the device, zeroed, aligned to 64 bytes (huge pages for large sizes where there are
-  // any); null if there is not enough. Freed with Free().
+  // any); null if there is not enough. Freed with Free(), which holds back what kept steps may name
+  // until they are forgotten.
   virtual void* Allocate(size_t bytes) = 0;
   virtual void Free(void* data, size_t bytes) = 0;
   // Host to device; device to host (waits for what was queued before).
@@ -336,13 +339,15 @@ class Backend {
   virtual void Read(void* host, const void* device, size_t bytes) = 0;
   virtual void Synchronize() = 0;
 
-  // Runs `ops`, which calls operations of this backend and does nothing else. A backend may keep
-  // what they queued under `key` and queue that again the next time without calling `ops` (a CUDA
-  // graph). REQUIRES: calls with one key differ in nothing but what device memory holds. A key of 0
-  // is never kept; Free and ForgetReplays drop all that was.
-  virtual void Replay(uint64_t key, const std::function<void()>& ops) {
+  // Runs `ops`, which calls operations of this backend, or of others in its queue, and waits for
+  // nothing. A backend may keep what they queued under `key` and queue that again without calling
+  // `ops` (a CUDA graph). Whether a call runs, keeps or repeats depends on nothing but the keys of
+  // the calls since ForgetReplays, so the ranks of a cell do the same. False: `ops` gave up and
+  // returned false; nothing is kept. REQUIRES: calls with one key differ in nothing but what device
+  // memory holds. A key of 0 is never kept.
+  virtual bool Replay(uint64_t key, const std::function<bool()>& ops) {
     static_cast<void>(key);
-    ops();
+    return ops();
   }
 
   virtual void ForgetReplays() {}

@@ -57,6 +57,7 @@ void CheckKv(const KvLayer& kv, int num_heads) {
 
 // The entry's rows are there, and so is every block that they see.
 void CheckEntry(const AttentionArgs& args, const AttentionEntry& entry) {
+  if (entry.num_rows == 0) return;
   KERNEL_CHECK(entry.num_rows > 0 && entry.first_row >= 0);
   KERNEL_CHECK(int64_t{entry.first_row} + entry.num_rows <= args.q.rows);
   KERNEL_CHECK(entry.first_position >= 0 && entry.table_offset >= 0);
@@ -189,8 +190,12 @@ void CheckedBackend::RopeAndAppend(const RopeAndAppendArgs& args) {
   CheckShape(args.qkv, DType::kBf16, args.qkv.rows, heads * args.kv.head_dim);
   KERNEL_CHECK(args.rope != nullptr);
   CheckIndices(args.positions, args.qkv.rows, int64_t{1} << 31);
-  CheckIndices(args.slots, args.qkv.rows, args.kv.num_blocks * kBlockTokens);
-  CheckDistinct(args.slots);
+  KERNEL_CHECK(args.slots.size == args.qkv.rows);
+  std::vector<int32_t> slots(args.slots.data, args.slots.data + args.slots.size);
+  std::erase(slots, -1);  // Kept nowhere
+  const IndexView kept = {.data = slots.data(), .size = static_cast<int64_t>(slots.size())};
+  CheckIndices(kept, kept.size, args.kv.num_blocks * kBlockTokens);
+  CheckDistinct(kept);
   inner_->RopeAndAppend(args);
 }
 
@@ -242,8 +247,10 @@ void CheckedBackend::FillSlots(const FillSlotsArgs& args) {
   CheckShape(args.x, DType::kBf16, args.ids.rows, args.messages.cols);
   KERNEL_CHECK(args.ids.rows <= shape.slot_rows && args.x.stride == args.x.cols);
   KERNEL_CHECK(args.guard != nullptr && (args.ids.rows == 0 || args.home != nullptr));
+  KERNEL_CHECK(args.num_rows != nullptr);
+  KERNEL_CHECK(*args.num_rows >= 0 && *args.num_rows <= args.ids.rows);
   KERNEL_CHECK(table.replicas != nullptr && IsIndex(table.self, shape.num_ranks));
-  for (int64_t r = 0; r < args.ids.rows; ++r) {
+  for (int64_t r = 0; r < *args.num_rows; ++r) {
     for (int64_t s = 0; s < shape.k; ++s) {
       const int32_t id = args.ids.row<int32_t>(r)[s];
       KERNEL_CHECK(IsIndex(id, table.num_experts));

@@ -28,7 +28,9 @@ class CheckedBackend final : public Backend {
 
   void Synchronize() override { inner_->Synchronize(); }
 
-  void Replay(uint64_t key, const std::function<void()>& ops) override { inner_->Replay(key, ops); }
+  bool Replay(uint64_t key, const std::function<bool()>& ops) override {
+    return inner_->Replay(key, ops);
+  }
 
   void ForgetReplays() override { inner_->ForgetReplays(); }
 

@@ -52,6 +52,9 @@ struct StepPlan {
   int64_t deadline_ms = 0;
   // No rank has more rows in this step: what travels in messages of fixed size is sized by it.
   int32_t most_rows = 0;
+  // If every entry of every rank is one position: one more than the last of them all. Else 0. Ranks
+  // that record steps record those, under the same name.
+  int32_t most_positions = 0;
   std::vector<PlanEntry> entries;  // This rank's; empty: it only serves its experts.
   std::vector<SequenceId> forget;  // Records this rank need not keep any longer.
 

@@ -105,6 +105,7 @@ void Set(const StepPlan& m, pb::ToWorker* out) {
   p->set_step(m.step.value);
   p->set_deadline_ms(m.deadline_ms);
   p->set_most_rows(m.most_rows);
+  p->set_most_positions(m.most_positions);
   for (const PlanEntry& entry : m.entries) {
     pb::PlanEntry* q = p->add_entries();
     q->set_sequence(entry.sequence.value);
@@ -373,6 +374,7 @@ absl::StatusOr<ToWorker> Get(const pb::StepPlan& p) {
   m.step = {p.step()};
   RETURN_IF_ERROR(GetCount("step_plan.deadline_ms", p.deadline_ms(), &m.deadline_ms));
   RETURN_IF_ERROR(GetCount("step_plan.most_rows", p.most_rows(), &m.most_rows));
+  RETURN_IF_ERROR(GetCount("step_plan.most_positions", p.most_positions(), &m.most_positions));
   m.entries.reserve(static_cast<size_t>(p.entries_size()));
   for (const pb::PlanEntry& entry : p.entries()) {
     ASSIGN_OR_RETURN(m.entries.emplace_back(), Get(entry));

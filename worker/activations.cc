@@ -53,7 +53,38 @@ std::vector<Activations::Piece> Activations::Layout(const ModelConfig& config,
           {&A::logits, DType::kF32, slice, vocab}};
 }
 
+// The host's route may name all rows of all ranks.
+std::vector<Activations::Reservation> Activations::Reservations(const ModelConfig& config,
+                                                                const ActivationSizes& sizes) {
+  if (sizes.slot_rows == 0) return {};
+  const int64_t rows = sizes.max_rows;
+  const int64_t table = rows * sizes.sequence_blocks;
+  const int64_t pairs = rows * config.experts_per_token * sizes.num_ranks;
+  using A = Activations;
+  return {{&A::token_ids, rows},
+          {&A::positions, rows},
+          {&A::full_slots, rows},
+          {&A::window_slots, rows},
+          {&A::full_tables, table},
+          {&A::window_tables, table},
+          {&A::num_rows, 1},
+          {&A::rows, pairs},
+          {&A::pair_rows, pairs},
+          {&A::pair_outs, pairs},
+          {&A::arrival_offsets, config.num_experts + 1},
+          {&A::local_index, config.num_experts},
+          {&A::replicas, int64_t{config.num_experts} * sizes.num_ranks}};
+}
+
 int64_t Activations::Bytes(const ModelConfig& config, const ActivationSizes& sizes) {
+  int64_t bytes = LayoutBytes(config, sizes);
+  for (const Reservation& reservation : Reservations(config, sizes)) {
+    bytes += reservation.count * static_cast<int64_t>(sizeof(int32_t));
+  }
+  return bytes;
+}
+
+int64_t Activations::LayoutBytes(const ModelConfig& config, const ActivationSizes& sizes) {
   int64_t bytes = 0;
   for (const Piece& piece : Layout(config, sizes)) {
     bytes += PieceBytes(piece.dtype, piece.rows, piece.cols);
@@ -64,7 +95,7 @@ int64_t Activations::Bytes(const ModelConfig& config, const ActivationSizes& siz
 absl::StatusOr<std::unique_ptr<Activations>> Activations::Create(const ModelConfig& config,
                                                                  const ActivationSizes& sizes,
                                                                  Backend* backend) {
-  const int64_t bytes = Bytes(config, sizes);
+  const int64_t bytes = LayoutBytes(config, sizes);
   void* memory = backend->Allocate(static_cast<size_t>(bytes));
   if (memory == nullptr) {
     return absl::ResourceExhaustedError(absl::StrCat("no memory for ",
@@ -88,6 +119,7 @@ Activations::Activations(const ModelConfig& config,
       window_slots(backend),
       full_tables(backend),
       window_tables(backend),
+      num_rows(backend),
       rows(backend),
       pair_rows(backend),
       pair_outs(backend),
@@ -98,12 +130,16 @@ Activations::Activations(const ModelConfig& config,
       sizes_(sizes),
       backend_(backend),
       memory_(memory),
-      bytes_(Bytes(config, sizes)) {
+      bytes_(LayoutBytes(config, sizes)) {
   std::byte* at = static_cast<std::byte*>(memory);
   for (const Piece& piece : Layout(config, sizes)) {
     this->*piece.tensor = MakeTensor(at, piece.dtype, piece.rows, piece.cols);
     at += PieceBytes(piece.dtype, piece.rows, piece.cols);
   }
+  for (const Reservation& reservation : Reservations(config, sizes)) {
+    (this->*reservation.indexes).Reserve(reservation.count);
+  }
+  if (sizes.slot_rows > 0) entries.Reserve(static_cast<size_t>(sizes.max_rows));
 }
 
 Activations::~Activations() {

@@ -32,13 +32,20 @@ class DeviceArray {
   // Replaces what was there. What it returns is valid until the next Set.
   const T* Set(std::span<const T> values) {
     if (values.size() > capacity_) {
-      Free();
-      capacity_ = std::max(values.size(), 2 * capacity_);
-      data_ = static_cast<T*>(backend_->Allocate(capacity_ * sizeof(T)));
-      CHECK(data_ != nullptr);
+      backend_->ForgetReplays();  // They would go on reading what was there.
+      Reserve(std::max(values.size(), 2 * capacity_));
     }
     if (!values.empty()) backend_->Write(data_, values.data(), values.size_bytes());
     return data_;
+  }
+
+  // Room for so many values, once, when no step is kept. What was there is lost.
+  void Reserve(size_t count) {
+    if (count <= capacity_) return;
+    Free();
+    capacity_ = count;
+    data_ = static_cast<T*>(backend_->Allocate(capacity_ * sizeof(T)));
+    CHECK(data_ != nullptr);
   }
 
   const T* data() const { return data_; }
@@ -62,6 +69,8 @@ class DeviceIndexes {
     return {.data = array_.Set(values), .size = static_cast<int64_t>(values.size())};
   }
 
+  void Reserve(int64_t count) { array_.Reserve(static_cast<size_t>(count)); }
+
  private:
   DeviceArray<int32_t> array_;
 };
@@ -70,9 +79,10 @@ class DeviceIndexes {
 inline constexpr int64_t kLogitBytes = int64_t{64} << 20;
 
 struct ActivationSizes {
-  int32_t max_rows = 0;   // Of this rank in a step
-  int32_t num_ranks = 1;  // Each may send max_rows
-  int32_t slot_rows = 0;  // Of the largest slots (exchange.h), if the exchange has any
+  int32_t max_rows = 0;         // Of this rank in a step
+  int32_t num_ranks = 1;        // Each may send max_rows
+  int32_t slot_rows = 0;        // Of the largest slots (exchange.h), if the exchange has any
+  int32_t sequence_blocks = 0;  // Of the longest sequence; with slots
 
   friend bool operator==(const ActivationSizes&, const ActivationSizes&) = default;
 };
@@ -116,7 +126,10 @@ class Activations {
   TensorView picked;          // [max_rows, hidden] f32, rows whose logits are wanted
   TensorView logits;          // [slice, vocab] f32; as many rows as kLogitBytes hold, at least one
 
+  // With slots all of them have the room of the largest step from the start: an array that moves
+  // makes its rank forget the steps that it keeps, and ranks keep and repeat them together.
   DeviceIndexes token_ids, positions, full_slots, window_slots, full_tables, window_tables;
+  DeviceIndexes num_rows;
   DeviceIndexes rows, pair_rows, pair_outs, arrival_offsets, local_index, replicas;
   DeviceArray<AttentionEntry> entries;
 
@@ -128,7 +141,15 @@ class Activations {
     int64_t cols;
   };
 
+  struct Reservation {
+    DeviceIndexes Activations::*indexes;
+    int64_t count;
+  };
+
   static std::vector<Piece> Layout(const ModelConfig& config, const ActivationSizes& sizes);
+  static int64_t LayoutBytes(const ModelConfig& config, const ActivationSizes& sizes);
+  static std::vector<Reservation> Reservations(const ModelConfig& config,
+                                               const ActivationSizes& sizes);
 
   Activations(const ModelConfig& config,
               const ActivationSizes& sizes,

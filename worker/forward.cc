@@ -1,6 +1,7 @@
 #include "worker/forward.h"
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <numeric>
 
@@ -42,44 +43,64 @@ Forward::Forward(const ForwardParts& parts)
       slots_(parts.exchange == nullptr ? nullptr : parts.exchange->slots()),
       table_(slots_ == nullptr ? RouteTable{} : MakeRouteTable(parts)) {
   CHECK(parts.exchange != nullptr || parts.num_ranks == 1);
-  backend_.ForgetReplays();  // They name the experts and buffers of the epoch before.
 }
 
-absl::Status Forward::Run(const LoweredStep& step,
-                          const ExchangeShape& shape,
-                          absl::Time deadline,
-                          StepOutput* output) {
-  TakeRows(step.num_rows());
-  const StepIndexes indexes{.token_ids = all_.token_ids.Set(step.token_ids),
-                            .positions = all_.positions.Set(step.positions),
-                            .full_slots = all_.full_slots.Set(step.full_slots),
-                            .window_slots = all_.window_slots.Set(step.window_slots),
-                            .full_tables = all_.full_tables.Set(step.full_tables),
-                            .window_tables = all_.window_tables.Set(step.window_tables),
-                            .entries = {all_.entries.Set(step.entries), step.entries.size()},
-                            .shape = ShapeOf(step.entries)};
+Forward::~Forward() {
+  backend_.ForgetReplays();
+}
 
-  if (parts_.num_ranks == 1) {
-    // Nothing in the layers needs the host, so a device may replay them.
-    backend_.Replay(indexes.shape.replay_key, [&] {
-      Embed(indexes);
-      for (int layer = 0; layer < config_.num_layers; ++layer) {
-        Attention(indexes, layer);
-        ExpertsAlone(layer);
-      }
-    });
-  } else {
-    const bool is_in_slots = slots_ != nullptr && shape.slot_rows > 0;
-    Embed(indexes);
-    for (int layer = 0; layer < config_.num_layers; ++layer) {
-      Attention(indexes, layer);
-      RETURN_IF_ERROR(is_in_slots ? ExpertsInSlots(layer, shape.slot_rows, deadline)
-                                  : ExpertsByRoute(layer, shape.num_parts, deadline));
-    }
-    if (is_in_slots) RETURN_IF_ERROR(slots_->Settle(deadline));
+absl::Status Forward::Run(const ExchangeShape& exchange,
+                          absl::Time deadline,
+                          LoweredStep* step,
+                          StepOutput* output) {
+  const bool is_in_slots = slots_ != nullptr && exchange.slot_rows > 0;
+  const std::array<int32_t, 1> num_rows = {step->num_rows()};
+  StepShape shape = ShapeOf(step->entries);
+  if (parts_.num_ranks > 1) shape.replay_key = 0;  // Its own; ranks record together or not at all.
+  if (is_in_slots && step->most_positions > 0) {
+    shape = ShapeInSlots(exchange.slot_rows, step->most_positions);
+    step->PadRows(exchange.slot_rows);
   }
-  Sample(step, &output->samples);
-  ReturnLogits(step, &output->logits);
+  TakeRows(step->num_rows());
+  const StepIndexes indexes{.token_ids = all_.token_ids.Set(step->token_ids),
+                            .positions = all_.positions.Set(step->positions),
+                            .full_slots = all_.full_slots.Set(step->full_slots),
+                            .window_slots = all_.window_slots.Set(step->window_slots),
+                            .full_tables = all_.full_tables.Set(step->full_tables),
+                            .window_tables = all_.window_tables.Set(step->window_tables),
+                            .entries = {all_.entries.Set(step->entries), step->entries.size()},
+                            .num_rows = all_.num_rows.Set(num_rows),
+                            .shape = shape};
+
+  // Where nothing in the layers needs the host there is a key, and a device may replay them.
+  absl::Status status;
+  backend_.Replay(shape.replay_key, [&] {
+    status = Layers(indexes, exchange, deadline);
+    return status.ok();
+  });
+  RETURN_IF_ERROR(status);
+  if (is_in_slots) RETURN_IF_ERROR(slots_->Settle(deadline));
+  Sample(*step, &output->samples);
+  ReturnLogits(*step, &output->logits);
+  return absl::OkStatus();
+}
+
+absl::Status Forward::Layers(const StepIndexes& indexes,
+                             const ExchangeShape& exchange,
+                             absl::Time deadline) {
+  Embed(indexes);
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    Attention(indexes, layer);
+    ChooseExperts(layer);
+    if (parts_.num_ranks == 1) {
+      ExpertsAlone(layer);
+    } else if (slots_ != nullptr && exchange.slot_rows > 0) {
+      RETURN_IF_ERROR(ExpertsInSlots(layer, indexes.num_rows.data, exchange.slot_rows, deadline));
+    } else {
+      RETURN_IF_ERROR(ExpertsByRoute(layer, exchange.num_parts, deadline));
+    }
+    backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
+  }
   return absl::OkStatus();
 }
 
@@ -137,7 +158,6 @@ void Forward::ChooseExperts(int layer) {
 // A cell of one rank: the rows are where their experts are, and (row, slot) is the order of the
 // results. Same rounding, same sums, no copies, and the host need not know who chose whom.
 void Forward::ExpertsAlone(int layer) {
-  ChooseExperts(layer);
   const int32_t num_local = NumLocal(layer);
   const int64_t num_pairs = act_.returned.rows;
   auto* const offsets = all_.expert_offsets.row<int32_t>(0);
@@ -156,14 +176,15 @@ void Forward::ExpertsAlone(int layer) {
              {.data = pair_out, .size = num_pairs},
              act_.returned,
              num_pairs);
-  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
 }
 
 // Steps of few rows, over an exchange that offers it: messages of fixed size, filled and read by
 // the device. The same rows meet the same experts as by a route (route_math.h), so the bits are
 // equal.
-absl::Status Forward::ExpertsInSlots(int layer, int32_t slot_rows, absl::Time deadline) {
-  ChooseExperts(layer);
+absl::Status Forward::ExpertsInSlots(int layer,
+                                     const int32_t* num_rows,
+                                     int32_t slot_rows,
+                                     absl::Time deadline) {
   const SlotShape shape{.num_ranks = parts_.num_ranks,
                         .slot_rows = slot_rows,
                         .k = config_.experts_per_token,
@@ -179,6 +200,7 @@ absl::Status Forward::ExpertsInSlots(int layer, int32_t slot_rows, absl::Time de
                       .x = act_.normed,
                       .table = table_,
                       .shape = shape,
+                      .num_rows = num_rows,
                       .guard = slots_->guard(),
                       .messages = outgoing,
                       .home = home});
@@ -206,18 +228,16 @@ absl::Status Forward::ExpertsInSlots(int layer, int32_t slot_rows, absl::Time de
   RETURN_IF_ERROR(slots_->LaunchSlots(results.data, returned.data, shape.result_bytes(), deadline));
   backend_.PickRows(
       {.x = returned, .index = {.data = home, .size = act_.returned.rows}, .out = act_.returned});
-  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
   return absl::OkStatus();
 }
 
+// Steps of many rows, and exchanges of host memory.
 absl::Status Forward::ExpertsByRoute(int layer, int32_t num_parts, absl::Time deadline) {
-  ChooseExperts(layer);
   // Who goes where is planned on the host, which costs a wait.
   backend_.Read(expert_ids_.data(), act_.expert_ids.data, expert_ids_.size() * sizeof(int32_t));
   for (int32_t part = 0; part < num_parts; ++part) {
     RETURN_IF_ERROR(ExchangePart(layer, part, num_parts, deadline));
   }
-  backend_.SumSlots({.rows = act_.returned, .shares = act_.shares, .x = act_.hidden});
   return absl::OkStatus();
 }
 

@@ -46,13 +46,19 @@ struct StepOutput {
 class Forward {
  public:
   explicit Forward(const ForwardParts& parts);
+  // Forgets the steps that the backend keeps: an exchange that is being aborted waits for that.
+  ~Forward();
 
-  // One step over this rank's rows, which may be none. `shape`: what BeginStep said.
+  Forward(const Forward&) = delete;
+  Forward& operator=(const Forward&) = delete;
+
+  // One step over this rank's rows, which may be none. `exchange`: what BeginStep said. Pads `step`
+  // where steps of this kind are recorded.
   // Collective: every rank of the cell runs the same steps, with or without rows of its own,
   // because each layer exchanges rows with all of them. The first error ends the epoch.
-  absl::Status Run(const LoweredStep& step,
-                   const ExchangeShape& shape,
+  absl::Status Run(const ExchangeShape& exchange,
                    absl::Time deadline,
+                   LoweredStep* step,
                    StepOutput* output);
 
  private:
@@ -60,15 +66,22 @@ class Forward {
   struct StepIndexes {
     IndexView token_ids, positions, full_slots, window_slots, full_tables, window_tables;
     std::span<const AttentionEntry> entries;
+    IndexView num_rows;  // [1], those that are not padding
     StepShape shape;
   };
 
   void TakeRows(int64_t num_rows);
+  absl::Status Layers(const StepIndexes& indexes,
+                      const ExchangeShape& exchange,
+                      absl::Time deadline);
   void Embed(const StepIndexes& indexes);
   void Attention(const StepIndexes& indexes, int layer);
   void ChooseExperts(int layer);
   void ExpertsAlone(int layer);
-  absl::Status ExpertsInSlots(int layer, int32_t slot_rows, absl::Time deadline);
+  absl::Status ExpertsInSlots(int layer,
+                              const int32_t* num_rows,
+                              int32_t slot_rows,
+                              absl::Time deadline);
   absl::Status ExpertsByRoute(int layer, int32_t num_parts, absl::Time deadline);
   absl::Status ExchangePart(int layer, int32_t part, int32_t num_parts, absl::Time deadline);
   void RunExperts(int layer,

@@ -95,6 +95,18 @@ void LoweredStep::Clear() {
   masks.clear();
   failed_samples.clear();
   logits.clear();
+  most_positions = 0;
+}
+
+void LoweredStep::PadRows(int32_t rows) {
+  CHECK_LE(num_rows(), rows);
+  const auto count = static_cast<size_t>(rows);
+  token_ids.resize(count, 0);
+  positions.resize(count, 0);
+  full_slots.resize(count, -1);
+  window_slots.resize(count, -1);
+  CHECK_LE(entries.size(), count);  // Each has a row
+  entries.resize(count, AttentionEntry{});
 }
 
 void Lowering::EnterEpoch(const StepLimits& limits) {
@@ -123,8 +135,19 @@ absl::Status Lowering::Lower(const StepPlan& plan, const Records& records, Lower
     return absl::InvalidArgumentError(
         absl::StrCat("a plan of ", num_rows, " rows, at most ", limits_.max_rows));
   }
+  step->most_positions = plan.most_positions;
   std::vector<SequenceId> planned;
   for (const PlanEntry& entry : plan.entries) {
+    if (plan.most_positions > 0 &&
+        (entry.num_positions != 1 || entry.first_position >= plan.most_positions)) {
+      return absl::InvalidArgumentError(absl::StrCat(Name(entry.sequence),
+                                                     ": ",
+                                                     entry.num_positions,
+                                                     " positions from ",
+                                                     entry.first_position,
+                                                     " on in a step of single positions below ",
+                                                     plan.most_positions));
+    }
     RETURN_IF_ERROR(LowerEntry(entry, records, step));
     planned.push_back(entry.sequence);
   }

@@ -55,7 +55,13 @@ struct LoweredStep {
 
   std::vector<Logits> logits;
 
+  int32_t most_positions = 0;  // As in the plan
+
   int32_t num_rows() const { return static_cast<int32_t>(token_ids.size()); }
+
+  // Adds rows, up to `rows`, that are nobody's: token 0 at position 0, kept nowhere, attended by
+  // nobody. A step that is repeated has equally many each time.
+  void PadRows(int32_t rows);
 
   void Clear();
 };

@@ -26,4 +26,9 @@ inline constexpr int32_t kLeastContext = 256;
 
 StepShape ShapeOf(std::span<const AttentionEntry> entries);
 
+// Of a step in slots whose entries are single positions below `most_positions`, on all ranks,
+// padded to `slot_rows` rows: the same on all of them, since to record a step of NCCL's operations,
+// and to repeat it, is something that ranks do together.
+StepShape ShapeInSlots(int32_t slot_rows, int32_t most_positions);
+
 }  // namespace shoal

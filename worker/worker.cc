@@ -252,9 +252,11 @@ void Worker::Handle(const LoadAnswer& answer) {
 }
 
 int64_t Worker::UsualStepBytes() const {
-  return Activations::Bytes(
-      config_,
-      {.max_rows = kUsualRows, .num_ranks = kUsualRanks, .slot_rows = exchanges_.max_slot_rows()});
+  return Activations::Bytes(config_,
+                            {.max_rows = kUsualRows,
+                             .num_ranks = kUsualRanks,
+                             .slot_rows = exchanges_.max_slot_rows(),
+                             .sequence_blocks = config_.max_positions / kBlockTokens});
 }
 
 // Other counts than before cost all K/V, so they change only if they must.
@@ -351,16 +353,18 @@ absl::Status Worker::EnterEpoch(const Configure& message) {
 absl::Status Worker::MakeBuffers(const Configure& message) {
   RETURN_IF_ERROR(
       kv_cache_.Resize({.full = message.num_full_blocks, .window = message.num_window_blocks}));
-  const auto num_ranks = static_cast<int32_t>(message.members.size());
-  const ActivationSizes sizes{.max_rows = message.max_rows,
-                              .num_ranks = num_ranks,
-                              .slot_rows = num_ranks == 1 ? 0 : exchanges_.max_slot_rows()};
+  const int64_t room = int64_t{message.num_full_blocks} * kBlockTokens;
+  const auto positions = static_cast<int32_t>(std::min<int64_t>(config_.max_positions, room));
+  ActivationSizes sizes{.max_rows = message.max_rows,
+                        .num_ranks = static_cast<int32_t>(message.members.size())};
+  if (sizes.num_ranks > 1 && exchanges_.max_slot_rows() > 0) {
+    sizes.slot_rows = exchanges_.max_slot_rows();
+    sizes.sequence_blocks = (positions + kBlockTokens - 1) / kBlockTokens;
+  }
   if (activations_ == nullptr || !(activations_->sizes() == sizes)) {
     activations_.reset();  // Before the new ones are made: there may not be room for both.
     ASSIGN_OR_RETURN(activations_, Activations::Create(config_, sizes, &backend_));
   }
-  const int64_t room = int64_t{message.num_full_blocks} * kBlockTokens;
-  const auto positions = static_cast<int32_t>(std::min<int64_t>(config_.max_positions, room));
   if (positions > rope_positions_) {
     rope_.Set(RopeTable(config_, positions));
     rope_positions_ = positions;
@@ -444,7 +448,7 @@ absl::Status Worker::RunStep(const StepPlan& plan, absl::Time deadline, StepResu
   RETURN_IF_ERROR(lowering_.Lower(plan, records_, &step_));
   const ExchangeShape shape = epoch_->exchange->BeginStep(plan.most_rows);
   try {
-    RETURN_IF_ERROR(epoch_->forward->Run(step_, shape, deadline, &output_));
+    RETURN_IF_ERROR(epoch_->forward->Run(shape, deadline, &step_, &output_));
   } catch (const DeviceFault& fault) {
     absl::MutexLock lock(&mutex_);
     fault_ = absl::UnavailableError(absl::StrCat("the device failed: ", fault.what()));

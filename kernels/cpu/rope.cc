@@ -49,7 +49,7 @@ void CpuBackend::RopeAndAppend(const RopeAndAppendArgs& args) {
       for (int64_t h = 0; h < rotated_heads; ++h) {
         row_kernels_->rotate(row + h * dim, cos, sin, half);
       }
-      AppendHeads(args.kv, row + args.num_heads * dim, args.slots[r]);
+      if (args.slots[r] >= 0) AppendHeads(args.kv, row + args.num_heads * dim, args.slots[r]);
     }
   });
 }

@@ -27,8 +27,9 @@ struct Message {
 
 void CpuBackend::FillSlots(const FillSlotsArgs& args) {
   const SlotShape& shape = args.shape;
-  KERNEL_CHECK(args.ids.rows <= shape.slot_rows);
-  const auto num_rows = static_cast<int32_t>(args.ids.rows);
+  const int32_t num_rows = *args.num_rows;
+  KERNEL_CHECK(num_rows <= args.ids.rows && args.ids.rows <= shape.slot_rows);
+  std::fill_n(args.home, args.ids.rows * shape.k, 0);
   for (int32_t rank = 0; rank < shape.num_ranks; ++rank) {
     const Message message(args.messages, shape, rank);
     int32_t count = 0;

@@ -5,6 +5,7 @@
 // returns null.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/device.cuh"
@@ -221,10 +222,12 @@ void* Device::Allocate(size_t bytes) {
   return data;
 }
 
+// A kept step goes on using what was there when it was recorded. To drop it instead would make this
+// rank record again while others replay, which NCCL forbids.
 void Device::Free(void* data, size_t /*bytes*/) {
   if (data == nullptr) return;
   KERNEL_CHECK(!is_capturing_);
-  ForgetReplays();
+  if (!kept_.empty()) return retired_.push_back(data);
   cudaStreamSynchronize(stream_);
   Check(cudaFree(data), "freeing");
 }
@@ -321,37 +324,45 @@ void* Device::ScratchOf(ScratchFor use, size_t bytes) {
   return scratch.data;
 }
 
-void Device::Replay(uint64_t key, const std::function<void()>& ops) {
+bool Device::Replay(uint64_t key, const std::function<bool()>& ops) {
   if (key == 0 || !replays_ || !fault_.empty()) return ops();
   if (kept_.size() >= kMaxKeptSteps) ForgetReplays();
-  if (!kept_[key].was_run) {
-    ops();
-    kept_[key].was_run = true;  // Again by its key: scratch that grew has dropped everything.
-    return;
-  }
   KeptStep& step = kept_[key];
-  if (step.graph == nullptr) CaptureStep(&step, ops);
+  if (!std::exchange(step.was_run, true)) return ops();
+  if (step.graph == nullptr && !CaptureStep(&step, ops)) return false;
   if (step.graph != nullptr) Check(cudaGraphLaunch(step.graph, stream_), "replaying a step");
+  return true;
 }
 
-void Device::CaptureStep(KeptStep* step, const std::function<void()>& ops) {
+// Thread-local: NCCL adds its operations from a thread of its own (settled when `ops` returns), and
+// the worker's other threads may allocate.
+bool Device::CaptureStep(KeptStep* step, const std::function<bool()>& ops) {
   if (!Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capturing")) {
-    return;
+    return true;
   }
   is_capturing_ = true;
-  ops();
+  const bool is_whole = ops();
   is_capturing_ = false;
   cudaGraph_t graph = nullptr;
-  if (!Check(cudaStreamEndCapture(stream_, &graph), "capturing")) return;
-  Check(cudaGraphInstantiate(&step->graph, graph, 0), "making a graph");
-  cudaGraphDestroy(graph);
+  const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);
+  if (!is_whole) {
+    cudaGetLastError();  // Whoever gave up has the error; the stream is free again.
+  } else if (Check(ended, "capturing")) {
+    Check(cudaGraphInstantiate(&step->graph, graph, 0), "making a graph");
+  }
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  return is_whole;
 }
 
+// A graph that is still running goes when it has ended.
 void Device::ForgetReplays() {
   for (auto& [key, step] : kept_) {
     if (step.graph != nullptr) cudaGraphExecDestroy(step.graph);
   }
   kept_.clear();
+  if (retired_.empty()) return;
+  cudaStreamSynchronize(stream_);
+  for (void* const data : std::exchange(retired_, {})) Check(cudaFree(data), "freeing");
 }
 
 }  // namespace cuda

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/chip.h"
@@ -20,7 +21,7 @@
 
 namespace shoal::cuda {
 
-// Device memory that grows and is used again; the operations' scratch. Growing drops replays.
+// Device memory that grows and is used again; the operations' scratch.
 struct Scratch {
   void* data = nullptr;
   size_t bytes = 0;
@@ -58,7 +59,7 @@ class Device final : public CudaBackend {
   void Write(void* device, const void* host, size_t bytes) override;
   void Read(void* host, const void* device, size_t bytes) override;
   void Synchronize() override;
-  void Replay(uint64_t key, const std::function<void()>& ops) override;
+  bool Replay(uint64_t key, const std::function<bool()>& ops) override;
   void ForgetReplays() override;
 
   int64_t PackedBytes(ExpertFormat format, int64_t out, int64_t in) const override;
@@ -119,7 +120,7 @@ class Device final : public CudaBackend {
   std::string AskCompiledCode(const std::string& gpu);
   void WriteStaged(std::byte* to, const std::byte* from, size_t bytes);
   std::span<const std::byte> PinnedPart(std::span<const std::byte> host) const;
-  void CaptureStep(KeptStep* step, const std::function<void()>& ops);
+  bool CaptureStep(KeptStep* step, const std::function<bool()>& ops);
 
   const CudaDevice device_;
   const Chip chip_;
@@ -142,6 +143,7 @@ class Device final : public CudaBackend {
 
   Scratch scratch_[static_cast<int>(ScratchFor::kNum)];
   std::unordered_map<uint64_t, KeptStep> kept_;
+  std::vector<void*> retired_;  // Freed, but kept steps may name it
   bool is_capturing_ = false;
 };
 

@@ -51,12 +51,13 @@ __global__ void __launch_bounds__(kThreads) RopeKernel(const __grid_constant__ R
     const Bf16 second = ToBf16(fmaf(b, c, a * s));
     x[d] = first;
     x[d + half] = second;
-    if (head >= p.num_heads) {
+    if (head >= p.num_heads && slot >= 0) {
       Bf16* const to = place(head - p.num_heads);
       to[d] = first;
       to[d + half] = second;
     }
   }
+  if (slot < 0) return;
   for (int i = static_cast<int>(threadIdx.x); i < p.num_kv_heads * p.head_dim; i += kThreads) {
     const int head = i / p.head_dim;
     const Bf16 value = row[int64_t{turned} * p.head_dim + i];

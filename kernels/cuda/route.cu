@@ -21,7 +21,8 @@ struct FillParams {
   const SlotGuard* guard;
   const int32_t* ids;
   int64_t ids_stride;
-  int32_t num_rows;
+  int32_t max_rows;
+  const int32_t* num_rows;
   const uint4* x;
   std::byte* messages;
   int32_t* home;
@@ -67,11 +68,16 @@ __global__ void __launch_bounds__(kFillThreads)
   std::byte* const message = p.messages + rank * p.shape.message_bytes();
   auto* const experts = reinterpret_cast<int32_t*>(message + sizeof(SlotHeader));
   const int32_t k = p.shape.k;
+  const int32_t num_rows = *p.num_rows;
+  if (rank == 0) {
+    const int32_t first = num_rows * k + static_cast<int32_t>(threadIdx.x);
+    for (int32_t i = first; i < p.max_rows * k; i += kFillThreads) p.home[i] = 0;
+  }
   int count = 0;
-  for (int32_t first = 0; first < p.num_rows; first += kFillThreads) {
+  for (int32_t first = 0; first < num_rows; first += kFillThreads) {
     const int32_t row = first + static_cast<int32_t>(threadIdx.x);
     const int32_t* const ids = p.ids + row * p.ids_stride;
-    const bool goes = row < p.num_rows && RouteGoesTo(p.table, ids, k, row, rank);
+    const bool goes = row < num_rows && RouteGoesTo(p.table, ids, k, row, rank);
     int total = 0;
     const int place = count + CountBefore(goes, warp_counts, &total);
     if (goes) {
@@ -185,7 +191,8 @@ void Device::FillSlots(const FillSlotsArgs& args) {
                     .guard = args.guard,
                     .ids = args.ids.row<const int32_t>(0),
                     .ids_stride = args.ids.stride,
-                    .num_rows = static_cast<int32_t>(args.ids.rows),
+                    .max_rows = static_cast<int32_t>(args.ids.rows),
+                    .num_rows = args.num_rows,
                     .x = args.x.row<const uint4>(0),
                     .messages = args.messages.row<std::byte>(0),
                     .home = args.home});

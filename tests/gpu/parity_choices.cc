@@ -17,6 +17,7 @@ class ChoiceChecks : public Checks {
 
   void Run() {
     Section("router", [&] { Routers(); });
+    Section("slots", [&] { Slots(); });
     Section("sample", [&] { Samples(); });
   }
 
@@ -66,6 +67,81 @@ class ChoiceChecks : public Checks {
                 EqualBits(device.Get(gpu_outs, pair_out.size()), pair_out),
             "group by expert of " + std::to_string(experts));
     }
+  }
+
+  // What four ranks would send each other, on one device; one slot is padded.
+  void Slots() {
+    const int32_t experts = 32, hidden = 64, rows = 37;
+    const SlotShape shape{.num_ranks = 4, .slot_rows = 40, .k = 4, .row_bytes = hidden * 2};
+    const int64_t message_rows = int64_t{shape.num_ranks} * shape.message_rows();
+    std::vector<int32_t> ids, replicas, local;
+    for (int32_t i = 0; i < shape.slot_rows * shape.k; ++i)
+      ids.push_back((i * 7 + i / 9) % experts);
+    for (int32_t e = 0; e < experts; ++e) {
+      replicas.insert(replicas.end(), {e % 3, e % 2 == 0 ? 3 : -1});
+      local.push_back(e % 3 == 2 || e % 2 == 0 ? e : -1);  // More than rank 2 or 3 hold
+    }
+    std::vector<Bf16> x = RandomBf16(15, int64_t{shape.slot_rows} * hidden, 1.0);
+    std::vector<Bf16> messages(static_cast<size_t>(message_rows * hidden));
+    std::vector<int32_t> home(ids.size(), -7), num_rows = {rows};
+    std::vector<SlotGuard> guard = {{.epoch = 5, .seq = 3}};
+    DeviceArrays device(&gpu_);
+    Bf16* const gpu_messages = device.Put(messages);
+    int32_t* const gpu_home = device.Put(home);
+    SlotGuard* const gpu_guard = device.Put(guard);
+    const RouteTable table{.num_experts = experts, .max_replicas = 2, .self = 2};
+    RouteTable gpu_table = table, cpu_table = table;
+    gpu_table.replicas = device.Put(replicas);
+    cpu_table.replicas = replicas.data();
+    gpu_.FillSlots({.ids = MakeTensor(device.Put(ids), DType::kI32, shape.slot_rows, shape.k),
+                    .x = MakeTensor(device.Put(x), DType::kBf16, shape.slot_rows, hidden),
+                    .table = gpu_table,
+                    .shape = shape,
+                    .num_rows = device.Put(num_rows),
+                    .guard = gpu_guard,
+                    .messages = MakeTensor(gpu_messages, DType::kBf16, message_rows, hidden),
+                    .home = gpu_home});
+    cpu_.FillSlots({.ids = View(ids, shape.slot_rows, shape.k),
+                    .x = View(x, shape.slot_rows, hidden),
+                    .table = cpu_table,
+                    .shape = shape,
+                    .num_rows = num_rows.data(),
+                    .guard = guard.data(),
+                    .messages = View(messages, message_rows, hidden),
+                    .home = home.data()});
+    Check(EqualBits(device.Get(gpu_messages, messages.size()), messages) &&
+              EqualBits(device.Get(gpu_home, home.size()), home),
+          "fill slots");
+
+    // As if all four had come from this rank: three of them are not of their source.
+    std::vector<int32_t> offsets(static_cast<size_t>(experts) + 1, -7);
+    std::vector<int32_t> pair_row(static_cast<size_t>(shape.num_places()), -7);
+    std::vector<int32_t> pair_out = pair_row;
+    int32_t* const gpu_offsets = device.Put(offsets);
+    int32_t* const gpu_rows = device.Put(pair_row);
+    int32_t* const gpu_outs = device.Put(pair_out);
+    gpu_.GroupSlots({.messages = MakeTensor(gpu_messages, DType::kBf16, message_rows, hidden),
+                     .local_index = {device.Put(local), experts},
+                     .shape = shape,
+                     .num_local = experts,
+                     .guard = gpu_guard,
+                     .expert_offsets = gpu_offsets,
+                     .pair_row = gpu_rows,
+                     .pair_out = gpu_outs});
+    cpu_.GroupSlots({.messages = View(messages, message_rows, hidden),
+                     .local_index = Index(local),
+                     .shape = shape,
+                     .num_local = experts,
+                     .guard = guard.data(),
+                     .expert_offsets = offsets.data(),
+                     .pair_row = pair_row.data(),
+                     .pair_out = pair_out.data()});
+    const SlotGuard got = device.Get(gpu_guard, 1)[0];
+    Check(EqualBits(device.Get(gpu_offsets, offsets.size()), offsets) &&
+              EqualBits(device.Get(gpu_rows, pair_row.size()), pair_row) &&
+              EqualBits(device.Get(gpu_outs, pair_out.size()), pair_out) &&
+              got.seq == guard[0].seq && got.fault == guard[0].fault,
+          "group slots");
   }
 
   void Samples() {

@@ -99,6 +99,7 @@ class StepModel {
     gpu_.Replay(replay_key_, [&] {
       gpu_.Embed({.ids = {ids_, rows}, .table = embedding_, .out = Rows(hidden_)});
       for (int layer = 0; layer < g_.layers; ++layer) RunLayer(layer);
+      return true;
     });
     const auto n = static_cast<int64_t>(parts.size());
     const TensorView picked = picked_.Slice(0, n), normed = normed_.Slice(0, n);

@@ -81,10 +81,12 @@ TEST_F(CheckedBackendDeathTest, RopeWantsDistinctSlotsInsideTheCache) {
       .num_heads = 2,
       .kv = {.data = cache.data(), .num_blocks = 2, .num_kv_heads = 1, .head_dim = 8}};
   checked_.RopeAndAppend(args);
+  slots = {-1, -1};  // Kept nowhere
+  checked_.RopeAndAppend(args);
 
   slots[0] = 64;
   EXPECT_DEATH(checked_.RopeAndAppend(args), "IsIndex");
-  slots[0] = 63;
+  slots = {63, 63};
   EXPECT_DEATH(checked_.RopeAndAppend(args), "adjacent_find");
   slots[0] = 0;
   args.num_heads = 3;

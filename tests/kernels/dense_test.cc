@@ -209,7 +209,7 @@ TEST(RopeTest, RotatesEveryHeadAndWritesEverySlotForAnyHeadSize) {
     std::vector<int32_t> slots(kRows);
     for (int32_t r = 0; r < kRows; ++r) {
       positions[static_cast<size_t>(r)] = r * 3;
-      slots[static_cast<size_t>(r)] = (r * 29 + 5) % 96;
+      slots[static_cast<size_t>(r)] = r == 6 ? -1 : (r * 29 + 5) % 96;  // One is kept nowhere
     }
     for (const NamedBackend& b : all) {
       auto qkv = qkv0;
@@ -240,7 +240,7 @@ TEST(RopeTest, RotatesEveryHeadAndWritesEverySlotForAnyHeadSize) {
             }
             ASSERT_EQ(qkv[static_cast<size_t>(r * cols + h * dim + i)], expected)
                 << b.name << ", dim " << dim << ", head " << h << ", element " << i;
-            if (h < kHeads) continue;
+            if (h < kHeads || slot < 0) continue;
             const int64_t place = (slot / 32 * 2 * kKvHeads + h - kHeads) * 32 + slot % 32;
             ASSERT_EQ(cache[static_cast<size_t>(place * dim + i)], expected) << b.name;
           }

@@ -120,6 +120,8 @@ StepPlan SomePlan() {
                   .epoch = {2},
                   .step = {3},
                   .deadline_ms = 500,
+                  .most_rows = 14,
+                  .most_positions = 141,
                   .entries = {{.sequence = {11},
                                .first_position = 128,
                                .num_positions = 13,

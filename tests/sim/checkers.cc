@@ -214,7 +214,34 @@ void PlanChecker::Compare(const Use& a, const Use& b) {
                           " use one block that one of them writes"));
 }
 
+// All ranks of a step hear the same, and it holds for what each of them has.
+void PlanChecker::CheckBounds(const StepPlan& plan) {
+  const Bounds bounds{.epoch = plan.epoch,
+                      .step = plan.step,
+                      .most_rows = plan.most_rows,
+                      .most_positions = plan.most_positions};
+  Bounds& newest = bounds_[plan.cell];
+  const bool is_known = newest.epoch == plan.epoch && newest.step == plan.step;
+  bool holds = !is_known || newest == bounds;
+  newest = bounds;
+  int32_t rows = 0;
+  for (const PlanEntry& entry : plan.entries) {
+    rows += entry.num_positions;
+    if (plan.most_positions == 0) continue;
+    holds = holds && entry.num_positions == 1 && entry.first_position < plan.most_positions;
+  }
+  if (holds && rows <= plan.most_rows) return;
+  violation_(absl::StrCat("bounds: step ",
+                          plan.step.value,
+                          " of at most ",
+                          plan.most_rows,
+                          " rows and ",
+                          plan.most_positions,
+                          " positions is another for one of its ranks"));
+}
+
 void PlanChecker::Sent(WorkerId worker, const StepPlan& plan) {
+  CheckBounds(plan);
   Books& books = books_[worker];
   std::vector<Use>& uses = books.in_flight[plan.step];
   for (const PlanEntry& entry : plan.entries) {

@@ -85,6 +85,16 @@ class PlanChecker {
   void Reset(WorkerId worker);
 
  private:
+  // What a plan says of all ranks' parts of its step.
+  struct Bounds {
+    Epoch epoch;
+    StepId step;
+    int32_t most_rows = 0;
+    int32_t most_positions = 0;
+
+    friend bool operator==(const Bounds&, const Bounds&) = default;
+  };
+
   struct Use {
     SequenceId sequence;
     std::set<BlockId> written_full, written_window, seen_full, seen_window;
@@ -97,10 +107,12 @@ class PlanChecker {
 
   Use UseOf(const PlanEntry& entry, Books* books);
   void Compare(const Use& a, const Use& b);
+  void CheckBounds(const StepPlan& plan);
 
   const int32_t window_;
   Violation violation_;
   std::map<WorkerId, Books> books_;
+  std::map<CellId, Bounds> bounds_;  // Of the cell's newest step
 };
 
 }  // namespace shoal::sim

@@ -257,6 +257,7 @@ void ParityBackend::FillSlots(const FillSlotsArgs& args) {
   shadow.ids = Shadow(args.ids);
   shadow.x = Shadow(args.x);
   shadow.table.replicas = Shadow(args.table.replicas);
+  shadow.num_rows = Shadow(args.num_rows);
   shadow.guard = Shadow(args.guard);
   shadow.messages = Shadow(args.messages);
   shadow.home = Shadow(args.home);

@@ -109,7 +109,8 @@ CellRig::CellRig(const RigOptions& options)
     for (int32_t b = 0; b < options_.blocks.window; ++b) PoisonWindow(self.value, b);
     const ActivationSizes sizes{.max_rows = options_.max_rows,
                                 .num_ranks = options_.num_ranks,
-                                .slot_rows = state.factory->max_slot_rows()};
+                                .slot_rows = state.factory->max_slot_rows(),
+                                .sequence_blocks = options_.blocks.full};
     state.activations = *Activations::Create(config, sizes, backend);
     state.rope = std::make_unique<DeviceArray<float>>(backend);
     state.rope->Set(RopeTable(config, 512));
@@ -145,31 +146,51 @@ CellRig::CellRig(const RigOptions& options)
 }
 
 std::vector<StepOutput> CellRig::Step(const std::vector<StepPlan>& plans) {
+  std::vector<StepOutput> outputs;
+  for (const absl::Status& status : TryStep(plans, kPatience, &outputs))
+    EXPECT_TRUE(status.ok()) << status;
+  return outputs;
+}
+
+std::vector<absl::Status> CellRig::TryStep(const std::vector<StepPlan>& plans,
+                                           absl::Duration patience,
+                                           std::vector<StepOutput>* outputs) {
   CHECK_EQ(plans.size(), ranks_.size());
   int32_t most_rows = 0;  // As the coordinator says it
+  int32_t most_positions = 0;
+  bool is_decode = true;
   for (const StepPlan& plan : plans) {
     int32_t rows = 0;
-    for (const PlanEntry& entry : plan.entries) rows += entry.num_positions;
+    for (const PlanEntry& entry : plan.entries) {
+      rows += entry.num_positions;
+      is_decode = is_decode && entry.num_positions == 1;
+      most_positions = std::max(most_positions, entry.first_position + 1);
+    }
     most_rows = std::max(most_rows, rows);
   }
-  std::vector<StepOutput> outputs(plans.size());
+  outputs->assign(plans.size(), {});
+  std::vector<absl::Status> statuses(plans.size());
   OnThreads(plans.size(), [&](size_t r) {
     RankState& state = ranks_[r];
-    absl::Status status = state.lowering->Lower(plans[r], state.records, &state.step);
-    EXPECT_TRUE(status.ok()) << status;
+    StepPlan plan = plans[r];
+    plan.most_positions = is_decode ? most_positions : 0;
+    absl::Status& status = statuses[r];
+    if (state.forward == nullptr) return;
+    status = state.lowering->Lower(plan, state.records, &state.step);
     if (!status.ok()) return;
     ExchangeShape shape = state.exchange->BeginStep(most_rows);
     shape.num_parts = options_.num_parts;
-    status = state.forward->Run(state.step, shape, absl::Now() + kPatience, &outputs[r]);
-    EXPECT_TRUE(status.ok()) << status;
-    for (size_t i = 0; i < outputs[r].samples.size(); ++i) {
+    status = state.forward->Run(shape, absl::Now() + patience, &state.step, &(*outputs)[r]);
+    for (size_t i = 0; status.ok() && i < (*outputs)[r].samples.size(); ++i) {
       const LoweredStep::Sample& sample = state.step.samples[i];
-      status =
-          state.records.Append(sample.sequence, sample.position, TokenId{outputs[r].samples[i].id});
-      EXPECT_TRUE(status.ok()) << status;
+      status = state.records.Append(
+          sample.sequence, sample.position, TokenId{(*outputs)[r].samples[i].id});
     }
+    if (status.ok()) return;
+    state.forward = nullptr;  // As a worker does with the first error
+    state.exchange = nullptr;
   });
-  return outputs;
+  return statuses;
 }
 
 void CellRig::PoisonFull(int32_t rank, int32_t block) {

@@ -60,6 +60,12 @@ class CellRig {
   // One step of all ranks, each on a thread of its own. Samples are appended to the records.
   std::vector<StepOutput> Step(const std::vector<StepPlan>& plans);
 
+  // The same where it may fail: how it ended for each rank. One that failed has left the epoch; one
+  // without a Forward does not take part.
+  std::vector<absl::Status> TryStep(const std::vector<StepPlan>& plans,
+                                    absl::Duration patience,
+                                    std::vector<StepOutput>* outputs);
+
   const RigOptions& options() const { return options_; }
 
   RankState& rank(int32_t r) { return ranks_[static_cast<size_t>(r)]; }

@@ -119,6 +119,7 @@ class SlotSide {
                .k = shape.k,
                .row_bytes = shape.hidden * 2},
         ids_(traffic.expert_ids[static_cast<size_t>(self)]),
+        num_rows_(static_cast<int32_t>(ids_.size()) / shape.k),
         home_(ids_.size()),
         outgoing_(Rows(slots_.num_ranks * slots_.message_rows())),
         incoming_(outgoing_.size()),
@@ -132,7 +133,7 @@ class SlotSide {
       local_index_.push_back(is_held ? static_cast<int32_t>(held_.size()) - 1 : -1);
       for (size_t i = 0; i < 2; ++i) replicas_.push_back(i < ranks.size() ? ranks[i].value : -1);
     }
-    for (int32_t row = 0; row < num_rows(); ++row) {
+    for (int32_t row = 0; row < num_rows_; ++row) {
       for (int32_t c = 0; c < shape.hidden; ++c) {
         x_.push_back(Element(traffic, static_cast<size_t>(self), row, c));
       }
@@ -148,13 +149,14 @@ class SlotSide {
   }
 
   absl::Status Layer(SlotExchange* exchange, absl::Time deadline) {
-    backend_.FillSlots({.ids = MakeTensor(ids_.data(), DType::kI32, num_rows(), shape_.k),
+    backend_.FillSlots({.ids = MakeTensor(ids_.data(), DType::kI32, num_rows_, shape_.k),
                         .x = View(x_),
                         .table = {.replicas = replicas_.data(),
                                   .num_experts = shape_.num_experts,
                                   .max_replicas = 2,
                                   .self = self_},
                         .shape = slots_,
+                        .num_rows = &num_rows_,
                         .guard = exchange->guard(),
                         .messages = View(outgoing_),
                         .home = home_.data()});
@@ -183,8 +185,6 @@ class SlotSide {
   }
 
  private:
-  int32_t num_rows() const { return static_cast<int32_t>(ids_.size()) / shape_.k; }
-
   std::vector<uint16_t> Rows(int32_t count) const {
     return std::vector<uint16_t>(static_cast<size_t>(count) * static_cast<size_t>(shape_.hidden));
   }
@@ -198,7 +198,9 @@ class SlotSide {
   const Traffic& traffic_;
   const int32_t self_;
   const SlotShape slots_;
-  std::vector<int32_t> ids_, home_;
+  std::vector<int32_t> ids_;
+  const int32_t num_rows_;
+  std::vector<int32_t> home_;
   std::vector<int32_t> held_;  // [local] -> expert
   std::vector<int32_t> local_index_, replicas_, offsets_;
   std::vector<uint16_t> x_, outgoing_, incoming_, results_, returned_;

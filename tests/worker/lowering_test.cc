@@ -188,6 +188,37 @@ TEST_F(LoweringTest, WhatAPlanMustNotSay) {
   expect_refusal({both, again}, "80 rows, at most 64");
 }
 
+// What all ranks were told of the step has to hold for this one's part.
+TEST_F(LoweringTest, AStepOfSinglePositionsHasNoOthers) {
+  Keep(kSequence, 40);
+  StepPlan plan;
+  plan.most_positions = 20;
+  plan.entries = {Entry(19, 1, 0, {0}, {0})};
+  ASSERT_TRUE(lowering_.Lower(plan, records_, &step_).ok());
+  EXPECT_EQ(step_.most_positions, 20);
+  plan.entries = {Entry(20, 1, 0, {0}, {0})};
+  EXPECT_THAT(std::string(lowering_.Lower(plan, records_, &step_).message()),
+              HasSubstr("1 positions from 20 on in a step of single positions below 20"));
+  plan.entries = {Entry(8, 2, 0, {0}, {0})};
+  EXPECT_THAT(std::string(lowering_.Lower(plan, records_, &step_).message()),
+              HasSubstr("2 positions from 8 on"));
+}
+
+TEST_F(LoweringTest, PaddingIsKeptNowhereAndSeenByNobody) {
+  Keep(kSequence, 40);
+  ASSERT_TRUE(Lower({Entry(7, 1, 0, {2}, {3})}).ok());
+
+  step_.PadRows(4);
+
+  EXPECT_THAT(step_.token_ids, ElementsAre(7, 0, 0, 0));
+  EXPECT_THAT(step_.positions, ElementsAre(7, 0, 0, 0));
+  EXPECT_THAT(step_.full_slots, ElementsAre(2 * kBlockTokens + 7, -1, -1, -1));
+  EXPECT_THAT(step_.window_slots, ElementsAre(3 * kBlockTokens + 7, -1, -1, -1));
+  ASSERT_EQ(step_.entries.size(), 4u);
+  EXPECT_EQ(step_.entries[0].num_rows, 1);
+  EXPECT_EQ(step_.entries[3].num_rows, 0);
+}
+
 TEST_F(LoweringTest, UnknownTokensAreRefused) {
   KeepRecord message{.sequence = kSequence, .prompt_length = 1};
   message.tokens = {TokenId{128}};

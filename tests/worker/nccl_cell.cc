@@ -7,19 +7,22 @@
 
 namespace shoal {
 
-NcclCell::NcclCell(int32_t num_ranks, const std::vector<int>& versions) {
+NcclCell::NcclCell(int32_t num_ranks,
+                   const std::vector<int>& versions,
+                   const std::function<std::unique_ptr<DeviceStream>(int32_t)>& stream) {
   for (int32_t rank = 0; rank < num_ranks; ++rank) {
     NcclApi api = FakeNcclApi();
     if (!versions.empty()) api.version = versions[static_cast<size_t>(rank)];
-    factories_.push_back(MakeNcclExchangeFactory({.api = api,
-                                                  .stream = MakeHostStream(),
-                                                  .host_id = absl::StrCat("host-", rank),
-                                                  .die =
-                                                      [this](const std::string& why) {
-                                                        absl::MutexLock lock(&mutex_);
-                                                        deaths_.push_back(why);
-                                                      },
-                                                  .abort_patience = kAbortPatience}));
+    factories_.push_back(
+        MakeNcclExchangeFactory({.api = api,
+                                 .stream = stream == nullptr ? MakeHostStream() : stream(rank),
+                                 .host_id = absl::StrCat("host-", rank),
+                                 .die =
+                                     [this](const std::string& why) {
+                                       absl::MutexLock lock(&mutex_);
+                                       deaths_.push_back(why);
+                                     },
+                                 .abort_patience = kAbortPatience}));
     factories_.back()->SetPublisher([this](const Bootstrap& bootstrap) {
       absl::MutexLock lock(&mutex_);
       if (!hands_on_) return;

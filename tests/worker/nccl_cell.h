@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,8 +21,11 @@ class NcclCell {
  public:
   static constexpr absl::Duration kAbortPatience = absl::Seconds(2);
 
-  // versions: of the NCCL that each rank believes to have; empty: the usual.
-  explicit NcclCell(int32_t num_ranks, const std::vector<int>& versions = {});
+  // versions: of the NCCL that each rank believes to have; empty: the usual. stream: what each rank
+  // exchanges on; empty: a host stream.
+  explicit NcclCell(int32_t num_ranks,
+                    const std::vector<int>& versions = {},
+                    const std::function<std::unique_ptr<DeviceStream>(int32_t)>& stream = nullptr);
   ~NcclCell();
 
   NcclCell(const NcclCell&) = delete;

@@ -54,6 +54,16 @@ TEST(NcclSessionTest, ConnectsLaunchesAndIsAbortedOnce) {
   EXPECT_FALSE(session.BeginInit(kDeadline));
 }
 
+// A recorded step is replayed without a call of NCCL's: what is on the stream has a deadline, too.
+TEST(NcclSessionTest, WhatCameOntoTheStreamByItselfHasADeadline) {
+  NcclSession session = Ready();
+  const absl::Time late = kDeadline + absl::Seconds(5);
+  session.ExpectBy(late);
+  EXPECT_EQ(session.Polled(absl::OkStatus(), false, false, kDeadline, "step"), Next::kWait);
+  EXPECT_EQ(session.Polled(absl::OkStatus(), false, false, late, "step"), Next::kLeave);
+  EXPECT_EQ(session.status(), absl::DeadlineExceededError("step passed its deadline"));
+}
+
 TEST(NcclSessionTest, TheFirstErrorStays) {
   NcclSession session = Ready();
   session.Fail(kBroken);

@@ -91,18 +91,22 @@ struct Cell {
     }
     rank.messages.resize(static_cast<size_t>(slots.num_ranks * slots.message_rows()) *
                          static_cast<size_t>(shape.hidden));
-    rank.home.assign(traffic.expert_ids[r].size(), kUntouched);
-    backend->FillSlots(
-        {.ids = MakeTensor(traffic.expert_ids[r].data(), DType::kI32, num_rows, shape.k),
-         .x = MakeTensor(rank.x.data(), DType::kBf16, num_rows, shape.hidden),
-         .table = {.replicas = replicas.data(),
-                   .num_experts = shape.num_experts,
-                   .max_replicas = kReplicas,
-                   .self = self},
-         .shape = slots,
-         .guard = &rank.guard,
-         .messages = View(rank.messages),
-         .home = rank.home.data()});
+    // Padded, as a step that is repeated: what is behind the rows that exist may be anything.
+    std::vector<int32_t> ids = traffic.expert_ids[r];
+    ids.resize(static_cast<size_t>(slots.slot_rows * shape.k), kUntouched);
+    rank.x.resize(static_cast<size_t>(slots.slot_rows * shape.hidden));
+    rank.home.assign(ids.size(), kUntouched);
+    backend->FillSlots({.ids = MakeTensor(ids.data(), DType::kI32, slots.slot_rows, shape.k),
+                        .x = MakeTensor(rank.x.data(), DType::kBf16, slots.slot_rows, shape.hidden),
+                        .table = {.replicas = replicas.data(),
+                                  .num_experts = shape.num_experts,
+                                  .max_replicas = kReplicas,
+                                  .self = self},
+                        .shape = slots,
+                        .num_rows = &num_rows,
+                        .guard = &rank.guard,
+                        .messages = View(rank.messages),
+                        .home = rank.home.data()});
   }
 
   std::byte* Message(std::vector<Bf16>& messages, int32_t rank) const {
@@ -191,6 +195,8 @@ TEST(RouteMathTest, SlotsHoldTheRowsAndPairsOfTheRoute) {
         EXPECT_EQ(pair, static_cast<size_t>(route.rank_pairs[r + 1]));
       }
       EXPECT_EQ(std::ranges::count(mine.home, kUntouched), 0);
+      const size_t num_pairs = cell.traffic.expert_ids[static_cast<size_t>(self)].size();
+      for (size_t i = num_pairs; i < mine.home.size(); ++i) EXPECT_EQ(mine.home[i], 0);
     }
   }
 }

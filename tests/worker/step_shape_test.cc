@@ -55,5 +55,20 @@ TEST(StepShapeTest, EqualKeysMeanEqualShapes) {
   EXPECT_EQ(keys.size(), size_t{3} * kMaxReplayRows);
 }
 
+// Seven sizes of slots and ten buckets: what every rank of a cell keeps at most.
+TEST(StepShapeTest, StepsInSlotsHaveFewKeys) {
+  std::set<uint64_t> keys;
+  for (int32_t slot_rows = 1; slot_rows <= 64; slot_rows *= 2) {
+    for (int32_t most = 1; most <= 131'072; most += 101) {
+      const StepShape shape = ShapeInSlots(slot_rows, most);
+      ASSERT_GE(shape.max_positions, most);
+      EXPECT_EQ(shape.max_entry_rows, 1);
+      keys.insert(shape.replay_key);
+    }
+  }
+  EXPECT_EQ(keys.size(), 70u);
+  EXPECT_FALSE(keys.contains(0));
+}
+
 }  // namespace
 }  // namespace shoal

@@ -78,7 +78,8 @@ class SlotExchange {
   // Collective: order and `slot_bytes`. Slot d of `send` goes to rank d, slot s of `receive` comes
   // from rank s; both are device memory of [ranks, slot_bytes]. What arrives is there for
   // operations of the backend that follow. Where those take their place in the queue of the
-  // exchange this only queues; elsewhere (host memory) it waits.
+  // exchange this only queues, and Backend::Replay may keep it, if all ranks keep and repeat the
+  // same; elsewhere (host memory) it waits.
   virtual absl::Status LaunchSlots(const void* send,
                                    void* receive,
                                    int64_t slot_bytes,
@@ -126,7 +127,8 @@ class Exchange {
   // After an error: ranks that may be dead.
   virtual std::vector<Rank> suspects() const = 0;
 
-  // Time spent waiting for other ranks since the last call; for slow-rank reports.
+  // Time spent waiting for other ranks since the last call; for slow-rank reports. Of an exchange
+  // in the queue of a device: for that queue, whose own work counts, too.
   virtual absl::Duration TakeWaitTime() = 0;
 };
 

@@ -22,9 +22,14 @@ std::atomic<int64_t> num_buffers{0};
 class HostStream final : public DeviceStream {
  public:
   HostStream() : thread_([this] { Run(); }) {
-    abi_.enqueue = [](ShoalHostStream* self, void (*run)(void*), void* argument) {
-      static_cast<Abi*>(self)->stream->Enqueue([run, argument] { run(argument); });
-    };
+    abi_.enqueue =
+        [](ShoalHostStream* self, void (*run)(void*), void (*done)(void*), void* argument) {
+          static_cast<Abi*>(self)->stream->Enqueue([run, done, argument] {
+            run(argument);
+            done(argument);
+          });
+        };
+    abi_.is_recording = [](ShoalHostStream*) { return 0; };
     abi_.stream = this;
     ++num_streams;
   }

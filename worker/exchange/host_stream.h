@@ -7,9 +7,12 @@
 #include "worker/exchange/device_stream.h"
 
 // What handle() of a host stream points to, across the boundary of a loaded library, hence C. The
-// library queues its operations with it; `run` is called on the stream's thread, in order.
+// library queues its operations with it; `run` is called on the stream's thread, in order, and
+// `done` when it will not be called again: once each, or, where the stream is one that records, as
+// often as the record is replayed, and when that is dropped.
 extern "C" struct ShoalHostStream {
-  void (*enqueue)(ShoalHostStream* self, void (*run)(void*), void* argument);
+  void (*enqueue)(ShoalHostStream* self, void (*run)(void*), void (*done)(void*), void* argument);
+  int (*is_recording)(ShoalHostStream* self);
 };
 
 namespace shoal {

@@ -31,6 +31,11 @@ sockaddr_un AddressOf(uint64_t token, int rank, socklen_t* size) {
   return address;
 }
 
+// What goes in front of a message, and has to be what the receiver expects.
+uint64_t LengthAndRecord(size_t bytes, uint64_t record) {
+  return record << 40 | bytes;
+}
+
 Descriptor NewSocket() {
   return Descriptor(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 }
@@ -82,9 +87,14 @@ void FakeComm::BreakConnections() {
 void FakeComm::Launch(std::vector<FakeTransfer> transfers, bool arrives) {
   NcclResult expected = NcclResult::kSuccess;
   async_.compare_exchange_strong(expected, NcclResult::kInProgress);
+  ShoalHostStream* const stream = transfers.front().stream;
+  const bool is_recorded = stream->is_recording(stream) != 0;
   absl::MutexLock lock(&mutex_);
-  launches_.push_back(
-      new Group{.comm = this, .transfers = std::move(transfers), .arrives = arrives});
+  if (is_recorded) ++num_recorded_;
+  launches_.push_back(new Group{.comm = this,
+                                .transfers = std::move(transfers),
+                                .arrives = arrives,
+                                .record = is_recorded ? num_recorded_ : 0});
 }
 
 void FakeComm::Run() {
@@ -100,7 +110,7 @@ void FakeComm::Run() {
     launches_.pop_front();
     ++num_running_;
     ShoalHostStream* const stream = group->transfers.front().stream;
-    stream->enqueue(stream, RunGroup, group);
+    stream->enqueue(stream, RunGroup, DropGroup, group);
     NcclResult expected = NcclResult::kInProgress;
     if (launches_.empty()) async_.compare_exchange_strong(expected, NcclResult::kSuccess);
   }
@@ -172,11 +182,14 @@ bool FakeComm::Accept(const Descriptor& listener) {
 }
 
 void FakeComm::RunGroup(void* group) {
+  const auto* const running = static_cast<const Group*>(group);
+  running->comm->Move(*running);
+}
+
+void FakeComm::DropGroup(void* group) {
   const std::unique_ptr<Group> owned(static_cast<Group*>(group));
-  FakeComm* const comm = owned->comm;
-  comm->Move(*owned);
-  absl::MutexLock lock(&comm->mutex_);
-  --comm->num_running_;
+  absl::MutexLock lock(&owned->comm->mutex_);
+  --owned->comm->num_running_;
 }
 
 // The kernel: spins until everything has moved, or the abort flag is up.
@@ -186,22 +199,22 @@ void FakeComm::Move(const Group& group) {
     Channel& channel = channels[static_cast<size_t>(transfer.peer)];
     (transfer.is_send ? channel.sends : channel.receives).push_back(transfer);
   }
-  if (group.arrives) Progress(&channels);
+  if (group.arrives) Progress(group.record, &channels);
   const auto is_done = [&] {
     return group.arrives && std::ranges::all_of(channels, &Channel::is_done);
   };
   while (!is_done() && !is_aborted_) absl::SleepFor(absl::Microseconds(200));
 }
 
-void FakeComm::Progress(std::vector<Channel>* channels) {
+void FakeComm::Progress(uint64_t record, std::vector<Channel>* channels) {
   while (!is_aborted_ && !std::ranges::all_of(*channels, &Channel::is_done)) {
     bool has_moved = false;
     std::vector<pollfd> waits;
     for (int peer = 0; peer < num_ranks_; ++peer) {
       Channel& channel = (*channels)[static_cast<size_t>(peer)];
       if (channel.is_done()) continue;
-      while (Send(peer, &channel)) has_moved = true;
-      while (Receive(peer, &channel)) has_moved = true;
+      while (Send(peer, record, &channel)) has_moved = true;
+      while (Receive(peer, record, &channel)) has_moved = true;
       if (async_ > NcclResult::kSuccess && async_ != NcclResult::kInProgress) return;
       const bool sends = channel.send_index < channel.sends.size();
       const bool receives = channel.receive_index < channel.receives.size();
@@ -222,10 +235,10 @@ bool FakeComm::Transferred(ssize_t result) {
   return false;
 }
 
-bool FakeComm::Send(int peer, Channel* channel) {
+bool FakeComm::Send(int peer, uint64_t record, Channel* channel) {
   if (channel->send_index == channel->sends.size()) return false;
   const FakeTransfer& transfer = channel->sends[channel->send_index];
-  const uint64_t length = transfer.bytes;
+  const uint64_t length = LengthAndRecord(transfer.bytes, record);
   const std::array<iovec, 2> parts = {
       {{.iov_base = const_cast<uint64_t*>(&length), .iov_len = sizeof(length)},
        {.iov_base = transfer.data, .iov_len = transfer.bytes}}};
@@ -249,7 +262,7 @@ bool FakeComm::Send(int peer, Channel* channel) {
   return true;
 }
 
-bool FakeComm::Receive(int peer, Channel* channel) {
+bool FakeComm::Receive(int peer, uint64_t record, Channel* channel) {
   if (channel->receive_index == channel->receives.size()) return false;
   const FakeTransfer& transfer = channel->receives[channel->receive_index];
   const int fd = sockets_[static_cast<size_t>(peer)].get();
@@ -264,8 +277,9 @@ bool FakeComm::Receive(int peer, Channel* channel) {
     if (!Transferred(got)) return false;
     channel->received += static_cast<size_t>(got);
   }
-  if (channel->received == kLengthBytes && channel->incoming != transfer.bytes) {
-    SetAsync(NcclResult::kInternalError);  // "Message truncated"
+  if (channel->received == kLengthBytes &&
+      channel->incoming != LengthAndRecord(transfer.bytes, record)) {
+    SetAsync(NcclResult::kInternalError);  // "Message truncated", or worse
     return false;
   }
   if (channel->received == kLengthBytes + transfer.bytes) {

@@ -36,7 +36,8 @@ class FakeComm {
  public:
   // `meets`: false, its init never settles.
   FakeComm(uint64_t token, int num_ranks, int rank, bool meets, FakeGauges* gauges);
-  // What ncclCommAbort does: ends init and operations, and waits for them.
+  // What ncclCommAbort does: ends init and operations, and waits for them, and until none is in a
+  // record of the stream any more.
   ~FakeComm();
 
   FakeComm(const FakeComm&) = delete;
@@ -49,7 +50,9 @@ class FakeComm {
   // The first error stays.
   void SetAsync(NcclResult error);
 
-  // All transfers are of one stream. They vanish if `arrives` is false.
+  // All transfers are of one stream. They vanish if `arrives` is false. Whether the stream records
+  // is a property of the whole operation: ranks that differ in it, or replay what was not recorded
+  // together, fail as in an undefined behaviour of NCCL's.
   void Launch(std::vector<FakeTransfer> transfers, bool arrives);
 
   // As the death of this process would.
@@ -62,8 +65,8 @@ class FakeComm {
   struct Channel {
     std::vector<FakeTransfer> sends, receives;
     size_t send_index = 0, receive_index = 0;
-    size_t sent = 0, received = 0;  // Of the present message, its length in front included
-    uint64_t incoming = 0;          // That length, as it came
+    size_t sent = 0, received = 0;  // Of the present message, LengthAndRecord in front included
+    uint64_t incoming = 0;          // That, as it came
 
     bool is_done() const { return send_index == sends.size() && receive_index == receives.size(); }
   };
@@ -72,6 +75,7 @@ class FakeComm {
     FakeComm* comm = nullptr;
     std::vector<FakeTransfer> transfers;
     bool arrives = true;
+    uint64_t record = 0;  // Its number among recorded groups, from 1; 0: not recorded
   };
 
   void Run();
@@ -79,11 +83,12 @@ class FakeComm {
   bool Accept(const Descriptor& listener);
   bool Dial(int peer);
   static void RunGroup(void* group);
+  static void DropGroup(void* group);
   void Move(const Group& group);
-  void Progress(std::vector<Channel>* channels);
+  void Progress(uint64_t record, std::vector<Channel>* channels);
   // True: it moved something.
-  bool Send(int peer, Channel* channel);
-  bool Receive(int peer, Channel* channel);
+  bool Send(int peer, uint64_t record, Channel* channel);
+  bool Receive(int peer, uint64_t record, Channel* channel);
   bool Transferred(ssize_t result);
 
   const uint64_t token_;
@@ -100,7 +105,8 @@ class FakeComm {
 
   absl::Mutex mutex_;
   std::deque<Group*> launches_ ABSL_GUARDED_BY(mutex_);
-  int num_running_ ABSL_GUARDED_BY(mutex_) = 0;  // On the stream
+  int num_running_ ABSL_GUARDED_BY(mutex_) = 0;  // On the stream or in its records
+  uint64_t num_recorded_ ABSL_GUARDED_BY(mutex_) = 0;
   bool is_stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // Last: starts when everything above exists
 };
