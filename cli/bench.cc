@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <thread>
@@ -106,7 +107,8 @@ double Median(std::vector<double> values) {
   return values.empty() ? 0 : values[values.size() / 2];
 }
 
-// Tokens per second of one stream: the median gap between its tokens.
+// Tokens per second of one stream: by the median gap between its tokens, or, if the model is so
+// small that they mostly arrive together, by all of them.
 absl::StatusOr<double> DecodeRate(const Client& client,
                                   const ModelConfig& config,
                                   const BenchOptions& o) {
@@ -115,7 +117,11 @@ absl::StatusOr<double> DecodeRate(const Client& client,
   for (size_t i = 1; i < arrivals.tokens.size(); ++i) {
     gaps.push_back(absl::ToDoubleSeconds(arrivals.tokens[i] - arrivals.tokens[i - 1]));
   }
-  return 1.0 / Median(std::move(gaps));
+  const double total = std::accumulate(gaps.begin(), gaps.end(), 0.0);
+  if (total <= 0) return absl::FailedPreconditionError("--decode-tokens is too short to be timed");
+  const double count = static_cast<double>(gaps.size());
+  const double gap = Median(std::move(gaps));
+  return gap > 0 ? 1.0 / gap : count / total;
 }
 
 absl::StatusOr<double> PrefillRate(const Client& client,
