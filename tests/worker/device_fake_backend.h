@@ -69,7 +69,8 @@ class DeviceFakeBackend final : public LoadFakeBackend {
   void CountPinned(const void* host, int64_t bytes) {
     for (const auto& [begin, size] : pinned_) {
       const auto at = reinterpret_cast<uintptr_t>(host) - reinterpret_cast<uintptr_t>(begin);
-      if (at + static_cast<uint64_t>(bytes) <= size) pinned_bytes_written_ += bytes;
+      const bool is_inside = at <= size && static_cast<uint64_t>(bytes) <= size - at;
+      if (is_inside) pinned_bytes_written_ += bytes;
     }
   }
 

@@ -152,6 +152,12 @@ class ServiceTest : public testing::Test {
     options_.coordinator.sliding_window = options_.config.sliding_window;
   }
 
+  // Before what a derived test has made for the server goes.
+  void TearDown() override {
+    worker_.reset();
+    server_.reset();
+  }
+
   void StartServer() {
     absl::StatusOr<std::unique_ptr<CoordinatorServer>> server = CoordinatorServer::Start(options_);
     ASSERT_TRUE(server.ok()) << server.status();

@@ -1,4 +1,5 @@
-// Makes ThreadSanitizer understand absl::Mutex as Debian ships it.
+// Makes ThreadSanitizer understand absl::Mutex, absl::Notification and the reference count of
+// absl::Status as Debian ships them.
 //
 // Debian's Abseil is built without the sanitizer, so nobody tells it that Unlock() happens before
 // the next Lock(): everything a Mutex guards would be reported as a race. In the tsan preset the
@@ -7,13 +8,17 @@
 // are.
 #include <sanitizer/tsan_interface.h>
 
+#include <cstdint>
+
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 
 namespace {
 
 using absl::Condition;
 using absl::Mutex;
+using absl::Notification;
 
 // A condition, evaluated as by somebody who holds the mutex: Abseil does so inside Unlock() of any
 // thread, and in the waiter before Await() returns.
@@ -29,6 +34,11 @@ struct Awaited {
   }
 };
 
+// Where HasBeenNotified(), which is compiled with us, looks: behind the notification's mutex.
+void* Flag(const Notification* notification) {
+  return reinterpret_cast<char*>(const_cast<Notification*>(notification)) + sizeof(Mutex);
+}
+
 }  // namespace
 
 // Member functions, by their names in the Itanium ABI: `this` is the first argument.
@@ -38,6 +48,12 @@ struct Awaited {
 #define AWAIT _ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE
 #define AWAIT_DEADLINE _ZN4absl7debian35Mutex17AwaitWithDeadlineERKNS0_9ConditionENS0_4TimeE
 #define AWAIT_TIMEOUT _ZN4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE
+#define NOTIFY _ZN4absl7debian312Notification6NotifyEv
+#define WAIT _ZNK4absl7debian312Notification19WaitForNotificationEv
+#define WAIT_DEADLINE _ZNK4absl7debian312Notification31WaitForNotificationWithDeadlineENS0_4TimeE
+#define WAIT_TIMEOUT _ZNK4absl7debian312Notification30WaitForNotificationWithTimeoutENS0_8DurationE
+// Static: the count's address, tagged.
+#define UNREF _ZN4absl7debian36Status15UnrefNonInlinedEm
 #define JOIN_INNER(a, b) a##b
 #define JOIN(a, b) JOIN_INNER(a, b)
 #define REAL(name) JOIN(__real_, name)
@@ -51,6 +67,11 @@ bool REAL(TRY_LOCK)(Mutex* mutex);
 void REAL(AWAIT)(Mutex* mutex, const Condition& condition);
 bool REAL(AWAIT_DEADLINE)(Mutex* mutex, const Condition& condition, absl::Time deadline);
 bool REAL(AWAIT_TIMEOUT)(Mutex* mutex, const Condition& condition, absl::Duration timeout);
+void REAL(NOTIFY)(Notification* notification);
+void REAL(WAIT)(const Notification* notification);
+bool REAL(WAIT_DEADLINE)(const Notification* notification, absl::Time deadline);
+bool REAL(WAIT_TIMEOUT)(const Notification* notification, absl::Duration timeout);
+void REAL(UNREF)(uintptr_t count);
 
 void WRAP(LOCK)(Mutex* mutex) {
   REAL(LOCK)(mutex);
@@ -92,6 +113,35 @@ bool WRAP(AWAIT_TIMEOUT)(Mutex* mutex, const Condition& condition, absl::Duratio
   const bool result = REAL(AWAIT_TIMEOUT)(mutex, wrapped, timeout);
   __tsan_acquire(mutex);
   return result;
+}
+
+void WRAP(NOTIFY)(Notification* notification) {
+  __tsan_release(Flag(notification));
+  REAL(NOTIFY)(notification);
+}
+
+void WRAP(WAIT)(const Notification* notification) {
+  REAL(WAIT)(notification);
+  __tsan_acquire(Flag(notification));
+}
+
+bool WRAP(WAIT_DEADLINE)(const Notification* notification, absl::Time deadline) {
+  const bool is_notified = REAL(WAIT_DEADLINE)(notification, deadline);
+  if (is_notified) __tsan_acquire(Flag(notification));
+  return is_notified;
+}
+
+bool WRAP(WAIT_TIMEOUT)(const Notification* notification, absl::Duration timeout) {
+  const bool is_notified = REAL(WAIT_TIMEOUT)(notification, timeout);
+  if (is_notified) __tsan_acquire(Flag(notification));
+  return is_notified;
+}
+
+// Whoever counts last deletes what all others have read.
+void WRAP(UNREF)(uintptr_t count) {
+  __tsan_release(reinterpret_cast<void*>(count));
+  __tsan_acquire(reinterpret_cast<void*>(count));
+  REAL(UNREF)(count);
 }
 
 }  // extern "C"
