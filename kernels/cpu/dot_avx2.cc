@@ -35,9 +35,12 @@ SHOAL_INLINE void LinearTile(const LinearProductArgs& args, int64_t row, int64_t
   for (int r = 0; r < kRows; ++r) {
     for (int o = 0; o < kOuts; ++o) sums[r][o] = LanesAvx2::Broadcast(0.0f);
   }
+  const int64_t ahead = kOuts * args.weight_stride;  // The next outputs' weights.
   int64_t k = 0;
   for (; k + 16 <= args.in; k += 16) {
     for (int o = 0; o < kOuts; ++o) {
+      _mm_prefetch(reinterpret_cast<const char*>(w + o * args.weight_stride + k + ahead),
+                   _MM_HINT_T1);
       const LanesAvx2 weight = LanesAvx2::Load(w + o * args.weight_stride + k);
       for (int r = 0; r < kRows; ++r) {
         sums[r][o] = Fma(LanesAvx2::Load(x + r * args.x_stride + k), weight, sums[r][o]);
@@ -55,19 +58,30 @@ SHOAL_INLINE void LinearTile(const LinearProductArgs& args, int64_t row, int64_t
   }
 }
 
+// LinearTile<rows, kOuts>.
+template <int kRows, int kOuts>
+void LinearRows(int64_t rows, const LinearProductArgs& args, int64_t row, int64_t out) {
+  if (rows == kRows) return LinearTile<kRows, kOuts>(args, row, out);
+  if constexpr (kRows > 1) LinearRows<kRows - 1, kOuts>(rows, args, row, out);
+}
+
+// Groups of rows as equal as can be: widening the weights costs the same for any.
 template <int kOuts>
-void LinearRows(const LinearProductArgs& args, int64_t out) {
-  int64_t row = 0;
-  for (; row + kLinearRows <= args.num_rows; row += kLinearRows) {
-    LinearTile<kLinearRows, kOuts>(args, row, out);
+void LinearGroups(const LinearProductArgs& args, int64_t out) {
+  const int64_t num_groups = (args.num_rows + kLinearRows - 1) / kLinearRows;
+  for (int64_t group = 0; group < num_groups; ++group) {
+    const int64_t row = args.num_rows * group / num_groups;
+    const int64_t end = args.num_rows * (group + 1) / num_groups;
+    LinearRows<kLinearRows, kOuts>(end - row, args, row, out);
   }
-  for (; row < args.num_rows; ++row) LinearTile<1, kOuts>(args, row, out);
 }
 
 void LinearProduct(const LinearProductArgs& args) {
   int64_t out = 0;
-  for (; out + kLinearOuts <= args.num_outs; out += kLinearOuts) LinearRows<kLinearOuts>(args, out);
-  for (; out < args.num_outs; ++out) LinearRows<1>(args, out);
+  for (; out + kLinearOuts <= args.num_outs; out += kLinearOuts) {
+    LinearGroups<kLinearOuts>(args, out);
+  }
+  for (; out < args.num_outs; ++out) LinearGroups<1>(args, out);
 }
 
 // ---- Products with MXFP4 weights ----------------------------------------------------------------
@@ -77,6 +91,7 @@ void LinearProduct(const LinearProductArgs& args) {
 // 2 * 24 * 128 = 6,144, so four such sums fit before vpmaddwd widens them, and nothing saturates.
 
 constexpr int kHalfRows = kTileRows / 2;
+constexpr int kMxRows = 4;
 
 SHOAL_INLINE __m256i CodeTable() {
   return _mm256_broadcastsi128_si256(
@@ -126,12 +141,17 @@ SHOAL_INLINE __m256 Scales(const std::byte* bytes) {
 
 template <int kRows>
 SHOAL_INLINE void MxTile(const MxProductArgs& args, int64_t row, int64_t tile_index, int half) {
-  const std::byte* tile = args.tiles + tile_index * MxTileBytes(args.num_blocks);
+  const int64_t tile_bytes = MxTileBytes(args.num_blocks);
+  const std::byte* tile = args.tiles + tile_index * tile_bytes;
   const std::byte* codes = tile + half * 4 * kHalfRows;
   const std::byte* scale_bytes = tile + args.num_blocks * kTileCodeBytes + half * kHalfRows;
   __m256 sums[kRows];
   for (int r = 0; r < kRows; ++r) sums[r] = _mm256_setzero_ps();
   for (int64_t b = 0; b < args.num_blocks; ++b) {
+    for (int z = 0; z < 4; ++z) {  // The next tile, into the second-level cache.
+      _mm_prefetch(reinterpret_cast<const char*>(codes + b * kTileCodeBytes + 64 * z) + tile_bytes,
+                   _MM_HINT_T1);
+    }
     __m256i w[8];
     ExpandCodes(codes + b * kTileCodeBytes, w);
     const __m256 scales = Scales(scale_bytes + b * kTileRows);
@@ -149,13 +169,22 @@ SHOAL_INLINE void MxTile(const MxProductArgs& args, int64_t row, int64_t tile_in
   }
 }
 
+// MxTile<rows>.
+template <int kRows>
+void MxRows(int64_t rows, const MxProductArgs& args, int64_t row, int64_t tile, int half) {
+  if (rows == kRows) return MxTile<kRows>(args, row, tile, half);
+  if constexpr (kRows > 1) MxRows<kRows - 1>(rows, args, row, tile, half);
+}
+
 void MxProduct(const MxProductArgs& args) {
-  constexpr int kRows = 4;
+  const int64_t num_groups = (args.num_rows + kMxRows - 1) / kMxRows;
   for (int64_t tile = 0; tile < args.num_tiles; ++tile) {
     for (int half = 0; half < 2; ++half) {
-      int64_t row = 0;
-      for (; row + kRows <= args.num_rows; row += kRows) MxTile<kRows>(args, row, tile, half);
-      for (; row < args.num_rows; ++row) MxTile<1>(args, row, tile, half);
+      for (int64_t group = 0; group < num_groups; ++group) {
+        const int64_t row = args.num_rows * group / num_groups;
+        const int64_t end = args.num_rows * (group + 1) / num_groups;
+        MxRows<kMxRows>(end - row, args, row, tile, half);
+      }
     }
   }
 }

@@ -23,10 +23,6 @@ constexpr int kDirectOuts = 4;
 constexpr int kPanelOuts = 6;
 constexpr int64_t kPanelDepth = 1024;
 
-// How far ahead of a stream from memory to fetch: the processor's own prefetchers stop at the end
-// of a page and leave a tenth of the bandwidth unused.
-constexpr int64_t kPrefetchBytes = 2048;
-
 // Fetches the share [done, done + step) / total of `bytes` bytes into the second-level cache, for a
 // loop that uses them when it has done `total`. A prefetch beyond mapped memory does nothing.
 SHOAL_INLINE void PrefetchShare(
@@ -285,8 +281,9 @@ void LinearProduct(const LinearProductArgs& args) {
 // A block's 256 bytes become eight registers of codes, which meet up to eight rows: two vpdpbusd
 // for each register and row, one of hi and one of lo, their other operand broadcast from memory.
 // For eight rows that is 128 of 180 instructions on the two vector ports, for one, which memory
-// bounds, 16 of 33. Measured with 2,880 inputs on one core of a Sapphire Rapids: with eight rows or
-// more 0.66 of the vpdpbusd rate, with one row 0.9 of the read bandwidth.
+// bounds, 16 of 33. Measured with 2,880 inputs: with eight rows or more 0.66 of the vpdpbusd rate on
+// one core of a Sapphire Rapids, 0.86 on a Zen 4; with one or two rows all the read bandwidth of one
+// core of a Zen 4.
 
 constexpr int kMxRows = 8;
 
@@ -313,18 +310,30 @@ SHOAL_INLINE __m512 AddBlock(__m512i dot, float half_scale, __m512 scales, __m51
   return _mm512_fmadd_ps(product, scales, sum);
 }
 
+// A block of the next tile, into the second-level cache: the processor's own prefetchers stop at
+// the end of a page, and what goes to the first level waits for one of its few places for misses.
+SHOAL_INLINE void PrefetchNextTile(const std::byte* codes,
+                                   const std::byte* scales,
+                                   int64_t tile_bytes) {
+  for (int z = 0; z < 4; ++z) {
+    _mm_prefetch(reinterpret_cast<const char*>(codes + 64 * z) + tile_bytes, _MM_HINT_T1);
+  }
+  _mm_prefetch(reinterpret_cast<const char*>(scales) + tile_bytes, _MM_HINT_T1);
+}
+
 template <int kRows>
 SHOAL_INLINE void MxTile(const MxProductArgs& args, int64_t row, int64_t tile_index) {
   const __m512i table = CodeTable();
-  const std::byte* tile = args.tiles + tile_index * MxTileBytes(args.num_blocks);
+  const int64_t tile_bytes = MxTileBytes(args.num_blocks);
+  const std::byte* tile = args.tiles + tile_index * tile_bytes;
   const std::byte* scale_bytes = tile + args.num_blocks * kTileCodeBytes;
   __m512 sums[kRows];
   for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
   for (int64_t b = 0; b < args.num_blocks; ++b) {
     const std::byte* codes = tile + b * kTileCodeBytes;
     __m512i w[8];
+    PrefetchNextTile(codes, scale_bytes + b * kTileRows, tile_bytes);
     for (int z = 0; z < 4; ++z) {
-      _mm_prefetch(reinterpret_cast<const char*>(codes + 64 * z) + kPrefetchBytes, _MM_HINT_T0);
       const __m512i bytes = _mm512_loadu_si512(codes + 64 * z);
       w[2 * z] = _mm512_permutexvar_epi8(bytes, table);
       w[2 * z + 1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(bytes, 4), table);
@@ -380,7 +389,7 @@ int64_t ReadBytes(const std::byte* from, int64_t bytes) {
   __m512i bits[4] = {};
   for (int64_t i = 0; i < bytes; i += 256) {
     for (int j = 0; j < 4; ++j) {
-      _mm_prefetch(reinterpret_cast<const char*>(from + i + 64 * j) + 2048, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(from + i + 64 * j) + 4096, _MM_HINT_T1);
       bits[j] = _mm512_or_si512(bits[j], _mm512_loadu_si512(from + i + 64 * j));
     }
   }

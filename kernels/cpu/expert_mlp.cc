@@ -76,17 +76,19 @@ class ExpertProduct {
   template <typename Body>
   void ForEachPanel(int64_t outs, const Body& body) {
     const std::vector<Unit> units = MakeUnits(args_.expert_offsets, outs);
-    pool_.ParallelFor(
-        static_cast<int64_t>(units.size()), 1, [&](int64_t begin, int64_t end, int thread) {
-          for (int64_t i = begin; i < end; ++i) {
-            const Unit& unit = units[static_cast<size_t>(i)];
-            const auto e = static_cast<size_t>(unit.expert);
-            const int64_t last = args_.expert_offsets[e + 1];
-            for (int64_t p = args_.expert_offsets[e]; p < last; p += kMaxPanelRows) {
-              body(unit, p, std::min(kMaxPanelRows, last - p), thread);
-            }
-          }
-        });
+    const auto count = static_cast<int64_t>(units.size());
+    // Neighbours together, as long as the threads end together: a kernel fetches ahead.
+    const int64_t grain = std::clamp<int64_t>(count / (int64_t{16} * pool_.num_threads()), 1, 4);
+    pool_.ParallelFor(count, grain, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Unit& unit = units[static_cast<size_t>(i)];
+        const auto e = static_cast<size_t>(unit.expert);
+        const int64_t last = args_.expert_offsets[e + 1];
+        for (int64_t p = args_.expert_offsets[e]; p < last; p += kMaxPanelRows) {
+          body(unit, p, std::min(kMaxPanelRows, last - p), thread);
+        }
+      }
+    });
   }
 
   void SwiGlu(const Unit& unit, const float* sums, Bf16* h) const {
