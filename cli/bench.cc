@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <memory>
 #include <numeric>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -36,6 +35,7 @@ struct BenchOptions {
   int batch = 16;
   int batch_decode = 24;
   int repeats = 3;
+  int rounds = 1;
   bool json = false;
 };
 
@@ -111,8 +111,9 @@ double Median(std::vector<double> values) {
 // small that they mostly arrive together, by all of them.
 absl::StatusOr<double> DecodeRate(const Client& client,
                                   const ModelConfig& config,
-                                  const BenchOptions& o) {
-  ASSIGN_OR_RETURN(const Arrivals arrivals, RunStream(client, config, 1, 8, o.decode));
+                                  const BenchOptions& o,
+                                  uint64_t seed) {
+  ASSIGN_OR_RETURN(const Arrivals arrivals, RunStream(client, config, seed, 8, o.decode));
   std::vector<double> gaps;
   for (size_t i = 1; i < arrivals.tokens.size(); ++i) {
     gaps.push_back(absl::ToDoubleSeconds(arrivals.tokens[i] - arrivals.tokens[i - 1]));
@@ -126,14 +127,10 @@ absl::StatusOr<double> DecodeRate(const Client& client,
 
 absl::StatusOr<double> PrefillRate(const Client& client,
                                    const ModelConfig& config,
-                                   const BenchOptions& o) {
-  std::vector<double> rates;
-  for (int i = 0; i < o.repeats; ++i) {
-    ASSIGN_OR_RETURN(const Arrivals arrivals,
-                     RunStream(client, config, 100 + static_cast<uint64_t>(i), o.prompt, 1));
-    rates.push_back(o.prompt / absl::ToDoubleSeconds(arrivals.prefill));
-  }
-  return Median(std::move(rates));
+                                   const BenchOptions& o,
+                                   uint64_t seed) {
+  ASSIGN_OR_RETURN(const Arrivals arrivals, RunStream(client, config, seed, o.prompt, 1));
+  return o.prompt / absl::ToDoubleSeconds(arrivals.prefill);
 }
 
 // Tokens per second of `batch` concurrent streams, while all of them are decoding.
@@ -166,34 +163,133 @@ absl::StatusOr<double> BatchRate(const Client& client,
   return count / absl::ToDoubleSeconds(end - begin);
 }
 
-struct Figures {
-  int workers = 0;
-  Work work;
-  double start_seconds = 0;
-  double decode = 0, prefill = 0, batch = 0;  // Tokens per second
+// What the machine can do at this moment. A neighbour may take half of it a minute later, so a
+// ceiling is measured right before and right after the figure that it stands beside.
+class Ceilings {
+ public:
+  explicit Ceilings(ClusterOptions cluster) {
+    cluster.workers = 1;
+    threads_ = ThreadsPerWorker(cluster);
+    cpus_ = CpusOfWorker(cluster, 0);
+  }
+
+  int threads() const { return threads_; }
+
+  double Bandwidth() const {  // Bytes per second
+    return OnItsOwnThread([this] { return MeasureReadBandwidth(threads_, cpus_); });
+  }
+
+  double Products() const {  // Multiply-adds of 8-bit integers per second
+    return OnItsOwnThread([this] { return MeasureIntDotRate(threads_, cpus_, BestCpuIsa()); });
+  }
+
+ private:
+  // What measures is pinned, and whatever this thread starts would inherit that.
+  template <typename Measurement>
+  static double OnItsOwnThread(const Measurement& measure) {
+    double rate = 0;
+    std::thread([&] { rate = measure().best; }).join();
+    return rate;
+  }
+
+  int threads_ = 0;
+  std::vector<int> cpus_;
 };
 
-absl::StatusOr<Figures> Measure(const BenchOptions& options, int workers) {
+// One fleet, or the medians of several of the same size.
+struct Figures {
+  double start_seconds = 0;
+  double decode = 0, prefill = 0, batch = 0;  // Tokens per second
+  double bandwidth = 0, products = 0;         // Ceilings, per second
+  double of_bandwidth = 0, of_products = 0;   // Fractions of them
+  double of_first = 0;                        // Of `batch` with the first number of workers
+};
+
+// The medians of `repeats` measurements, each between two of the ceiling.
+struct Beside {
+  double rate = 0;      // Tokens per second
+  double ceiling = 0;   // Of the machine, per second
+  double fraction = 0;  // What the rate costs the machine, of the ceiling
+};
+
+template <typename Ceiling, typename Rate>
+absl::StatusOr<Beside> MeasureBeside(int repeats,
+                                     double cost_per_token,
+                                     const Ceiling& ceiling,
+                                     const Rate& rate) {
+  std::vector<double> rates;
+  std::vector<double> ceilings;
+  std::vector<double> fractions;
+  double before = ceiling();
+  for (int i = 0; i < repeats; ++i) {
+    ASSIGN_OR_RETURN(const double tokens, rate(static_cast<uint64_t>(i)));
+    const double after = ceiling();
+    rates.push_back(tokens);
+    ceilings.push_back((before + after) / 2);
+    fractions.push_back(tokens * cost_per_token / ceilings.back());
+    before = after;
+  }
+  return Beside{.rate = Median(std::move(rates)),
+                .ceiling = Median(std::move(ceilings)),
+                .fraction = Median(std::move(fractions))};
+}
+
+absl::StatusOr<Figures> Measure(const BenchOptions& options,
+                                const Ceilings& ceilings,
+                                int workers) {
   LocalFleetOptions fleet_options{
       .cluster = options.cluster, .with_tokenizer = false, .is_quiet = true};
   fleet_options.cluster.workers = workers;
   const absl::Time start = absl::Now();
   ASSIGN_OR_RETURN(const std::unique_ptr<LocalFleet> fleet, LocalFleet::Start(fleet_options));
   RETURN_IF_ERROR(fleet->WaitReady(absl::InfiniteFuture()));
-  Figures figures{.workers = workers,
-                  .work = WorkOf(fleet->config()),
-                  .start_seconds = absl::ToDoubleSeconds(absl::Now() - start)};
+  Figures f{.start_seconds = absl::ToDoubleSeconds(absl::Now() - start)};
   std::fprintf(stderr,
                "%d worker%s ready after %.1f s\n",
                workers,
                workers == 1 ? "" : "s",
-               figures.start_seconds);
+               f.start_seconds);
   const Client client(fleet->address());
   const ModelConfig& config = fleet->config();
-  ASSIGN_OR_RETURN(figures.decode, DecodeRate(client, config, options));
-  ASSIGN_OR_RETURN(figures.batch, BatchRate(client, config, options));
-  ASSIGN_OR_RETURN(figures.prefill, PrefillRate(client, config, options));
-  return figures;
+  const Work work = WorkOf(config);
+  ASSIGN_OR_RETURN(const Beside decode,
+                   MeasureBeside(
+                       options.repeats,
+                       work.bytes_per_token,
+                       [&] { return ceilings.Bandwidth(); },
+                       [&](uint64_t i) { return DecodeRate(client, config, options, 1 + i); }));
+  f.decode = decode.rate;
+  f.bandwidth = decode.ceiling;
+  f.of_bandwidth = decode.fraction;
+  ASSIGN_OR_RETURN(f.batch, BatchRate(client, config, options));
+  ASSIGN_OR_RETURN(const Beside prefill,
+                   MeasureBeside(
+                       options.repeats,
+                       work.products_per_token,
+                       [&] { return ceilings.Products(); },
+                       [&](uint64_t i) { return PrefillRate(client, config, options, 100 + i); }));
+  f.prefill = prefill.rate;
+  f.products = prefill.ceiling;
+  f.of_products = prefill.fraction;
+  return f;
+}
+
+Figures Medians(const std::vector<Figures>& rounds) {
+  Figures medians;
+  for (double Figures::*const field : {&Figures::start_seconds,
+                                       &Figures::decode,
+                                       &Figures::prefill,
+                                       &Figures::batch,
+                                       &Figures::bandwidth,
+                                       &Figures::products,
+                                       &Figures::of_bandwidth,
+                                       &Figures::of_products,
+                                       &Figures::of_first}) {
+    std::vector<double> values;
+    for (const Figures& round : rounds) values.push_back(round.*field);
+    medians.*field = Median(std::move(values));
+  }
+  return medians;
 }
 
 absl::StatusOr<std::vector<int>> WorkerCounts(const std::string& text) {
@@ -209,70 +305,57 @@ absl::StatusOr<std::vector<int>> WorkerCounts(const std::string& text) {
   return counts;
 }
 
+void Print(std::FILE* to, const BenchOptions& options, int workers, const Figures& f) {
+  std::fprintf(to,
+               "%d worker%s: decode %.2f tok/s (%.0f %% of %.1f GB/s); prefill of %d: %.1f tok/s "
+               "(%.0f %% of %.0f G products/s); batch %d: %.2f tok/s (%.2f of the first's)\n",
+               workers,
+               workers == 1 ? "" : "s",
+               f.decode,
+               100 * f.of_bandwidth,
+               f.bandwidth / 1e9,
+               options.prompt,
+               f.prefill,
+               100 * f.of_products,
+               f.products / 1e9,
+               options.batch,
+               f.batch,
+               f.of_first);
+}
+
+nlohmann::ordered_json ToJson(const BenchOptions& options, int workers, const Figures& f) {
+  return {{"workers", workers},
+          {"start_seconds", f.start_seconds},
+          {"read_bandwidth_gb_s", f.bandwidth / 1e9},
+          {"int8_products_g_s", f.products / 1e9},
+          {"decode_tokens_s", f.decode},
+          {"decode_of_bandwidth", f.of_bandwidth},
+          {"prefill_tokens_s", f.prefill},
+          {"prefill_of_int8_products", f.of_products},
+          {"batch", options.batch},
+          {"batch_tokens_s", f.batch},
+          {"batch_of_first", f.of_first}};
+}
+
 absl::Status Run(const BenchOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<int> counts, WorkerCounts(options.workers));
-  ClusterOptions one = options.cluster;
-  one.workers = 1;
-  const int threads = ThreadsPerWorker(one);
-  // Ceilings are taken before and after, so that a neighbour's load on the machine shows.
-  const std::vector<int> cpus = CpusOfWorker(one, 0);
-  // On a thread of their own: what measures is pinned, and whatever this thread starts would
-  // inherit that.
-  const auto measure = [](const auto& what) {
-    double rate = 0;
-    std::thread([&] { rate = what().best; }).join();
-    return rate;
-  };
-  const auto bandwidth = [&] {
-    return measure([&] { return MeasureReadBandwidth(threads, cpus); });
-  };
-  const auto products = [&] {
-    return measure([&] { return MeasureIntDotRate(threads, cpus, BestCpuIsa()); });
-  };
-  double bytes_ceiling = bandwidth();
-  double products_ceiling = products();
-  nlohmann::ordered_json json = {{"threads", threads}, {"runs", nlohmann::ordered_json::array()}};
-  std::optional<double> batch_of_first;
-  for (const int workers : counts) {
-    ASSIGN_OR_RETURN(const Figures f, Measure(options, workers));
-    const double bytes_after = bandwidth();
-    const double products_after = products();
-    const double bytes = (bytes_ceiling + bytes_after) / 2;
-    const double rate = (products_ceiling + products_after) / 2;
-    bytes_ceiling = bytes_after;
-    products_ceiling = products_after;
-    if (!batch_of_first.has_value()) batch_of_first = f.batch;
-    json["runs"].push_back(
-        {{"workers", workers},
-         {"start_seconds", f.start_seconds},
-         {"read_bandwidth_gb_s", bytes / 1e9},
-         {"int8_products_g_s", rate / 1e9},
-         {"decode_tokens_s", f.decode},
-         {"decode_gb_s", f.decode * f.work.bytes_per_token / 1e9},
-         {"decode_of_bandwidth", f.decode * f.work.bytes_per_token / bytes},
-         {"prefill_tokens_s", f.prefill},
-         {"prefill_of_int8_products", f.prefill * f.work.products_per_token / rate},
-         {"batch", options.batch},
-         {"batch_tokens_s", f.batch},
-         {"batch_of_first", f.batch / *batch_of_first}});
-    std::fprintf(options.json ? stderr : stdout,
-                 "%d worker%s: decode %.2f tok/s = %.1f of %.1f GB/s (%.0f %%); prefill of %d: "
-                 "%.1f tok/s = %.0f of "
-                 "%.0f G products/s (%.0f %%); batch %d: %.2f tok/s (%.2f of the first run's)\n",
-                 workers,
-                 workers == 1 ? "" : "s",
-                 f.decode,
-                 f.decode * f.work.bytes_per_token / 1e9,
-                 bytes / 1e9,
-                 100 * f.decode * f.work.bytes_per_token / bytes,
-                 options.prompt,
-                 f.prefill,
-                 f.prefill * f.work.products_per_token / 1e9,
-                 rate / 1e9,
-                 100 * f.prefill * f.work.products_per_token / rate,
-                 options.batch,
-                 f.batch,
-                 f.batch / *batch_of_first);
+  const Ceilings ceilings(options.cluster);
+  std::vector<std::vector<Figures>> figures(counts.size());
+  for (int round = 0; round < options.rounds; ++round) {
+    for (size_t i = 0; i < counts.size(); ++i) {
+      ASSIGN_OR_RETURN(Figures f, Measure(options, ceilings, counts[i]));
+      f.of_first = f.batch / (i == 0 ? f.batch : figures[0].back().batch);
+      figures[i].push_back(f);
+      if (options.rounds > 1) Print(stderr, options, counts[i], f);
+    }
+  }
+  nlohmann::ordered_json json = {{"threads", ceilings.threads()},
+                                 {"rounds", options.rounds},
+                                 {"runs", nlohmann::ordered_json::array()}};
+  for (size_t i = 0; i < counts.size(); ++i) {
+    const Figures medians = Medians(figures[i]);
+    json["runs"].push_back(ToJson(options, counts[i], medians));
+    Print(options.json ? stderr : stdout, options, counts[i], medians);
   }
   if (options.json) std::printf("%s\n", json.dump(2).c_str());
   return absl::OkStatus();
@@ -284,12 +367,12 @@ int RunBench(int argc, char** argv) {
   CLI::App app(
       "Decode at batch 1, prefill, and decode of a batch, through a real cluster on this host, for "
       "each number of "
-      "workers. Beside each figure stands the ceiling measured in the same run: read bandwidth for "
-      "decode (weights "
-      "touched per token, as stored), integer dot products for prefill (two per weight).",
+      "workers. Beside each figure stands the ceiling measured right before and after it: read "
+      "bandwidth for decode (weights touched per token, as stored), integer dot products for "
+      "prefill (two per weight).",
       "shoal bench");
   BenchOptions options;
-  app.add_option("--worker-counts", options.workers, "one run for each")->capture_default_str();
+  app.add_option("--worker-counts", options.workers, "a fleet for each")->capture_default_str();
   app.add_option("--prompt-tokens", options.prompt, "of the prefill run")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
@@ -302,7 +385,11 @@ int RunBench(int argc, char** argv) {
   app.add_option("--batch-decode", options.batch_decode, "tokens of each of them")
       ->check(CLI::Range(2, 65536))
       ->capture_default_str();
-  app.add_option("--repeats", options.repeats, "prefill runs; the median counts")
+  app.add_option(
+         "--repeats", options.repeats, "decode and prefill runs of a fleet; their medians count")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  app.add_option("--rounds", options.rounds, "over all worker counts in turn; medians are printed")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   app.add_flag("--json", options.json, "one JSON object on standard output");

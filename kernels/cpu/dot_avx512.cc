@@ -281,9 +281,9 @@ void LinearProduct(const LinearProductArgs& args) {
 // A block's 256 bytes become eight registers of codes, which meet up to eight rows: two vpdpbusd
 // for each register and row, one of hi and one of lo, their other operand broadcast from memory.
 // For eight rows that is 128 of 180 instructions on the two vector ports, for one, which memory
-// bounds, 16 of 33. Measured with 2,880 inputs: with eight rows or more 0.66 of the vpdpbusd rate on
-// one core of a Sapphire Rapids, 0.86 on a Zen 4; with one or two rows all the read bandwidth of one
-// core of a Zen 4.
+// bounds, 16 of 33. Measured with 2,880 inputs: with eight rows or more 0.66 of the vpdpbusd rate
+// on one core of a Sapphire Rapids, 0.86 on a Zen 4; with one or two rows all the read bandwidth of
+// one core of a Zen 4.
 
 constexpr int kMxRows = 8;
 
