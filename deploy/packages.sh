@@ -6,10 +6,9 @@ SHOAL_BUILD_PACKAGES=(
   g++ cmake ninja-build ccache mold pkg-config
   libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler
   libabsl-dev libboost1.81-dev prometheus-cpp-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libssl-dev
-  libgtest-dev libgmock-dev libbenchmark-dev
 )
 # clang-format decides the formatting; python runs the clients and references that tests compare with.
-SHOAL_TEST_PACKAGES=(clang-format-14 python3 python3-venv git procps)
+SHOAL_TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev clang-format-14 python3 python3-venv git procps)
 
 shoal_install() {
   local missing=() package

@@ -20,7 +20,7 @@ shoal_install "${SHOAL_BUILD_PACKAGES[@]}"
 
 build=${SHOAL_BUILD:-build/release}
 echo "== build ($build)"
-cmake --preset release -B "$build" >/dev/null
+cmake --preset release -B "$build" -D BUILD_TESTING=OFF >/dev/null
 cmake --build "$build" --target shoal
 shoal=$build/cli/shoal
 

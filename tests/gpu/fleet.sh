@@ -71,8 +71,10 @@ await_ranks() {  # N: healthy, with so many ranks in one cell
   return 1
 }
 
-generate() {  # REQUEST-ID [FLAGS]: the same id again is the same answer again
-  "$shoal" generate --server "$server" --tokens "$tokens" --max-tokens $max_tokens --seed 7 \
+# REQUEST-ID [FLAGS]: the same id again is the same answer again. A client waits for a coordinator
+# that comes back; here none does.
+generate() {
+  timeout 120 "$shoal" generate --server "$server" --tokens "$tokens" --max-tokens $max_tokens --seed 7 \
     --ignore-eos --request-id "$@"
 }
 
