@@ -118,6 +118,7 @@ class LocalFleetImpl final : public LocalFleet {
   absl::Status StartProcesses();
   absl::StatusOr<WorkerProcessOptions> Worker(int index) const;
   void WorkerEnded(int index, const std::string& how, bool gives_up);
+  void AwaitLoss(WorkerId worker);
 
   std::string WorkerAddress() const { return absl::StrCat("unix:", directory_.path(), "/workers"); }
 
@@ -234,6 +235,22 @@ absl::Status LocalFleetImpl::StartProcesses() {
   return absl::OkStatus();
 }
 
+// Before the coordinator has seen its link end, a worker's successor would be a second one with its
+// id.
+void LocalFleetImpl::AwaitLoss(WorkerId worker) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(10);
+  const auto is_known = [&] {
+    const FleetStatus status = server_->Status();
+    std::vector<WorkerStatus> workers = status.spare_workers;
+    for (const CellStatus& cell : status.cells) {
+      workers.insert(workers.end(), cell.workers.begin(), cell.workers.end());
+    }
+    return std::any_of(
+        workers.begin(), workers.end(), [&](const WorkerStatus& w) { return w.worker == worker; });
+  };
+  while (is_known() && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(1));
+}
+
 bool LocalFleetImpl::KillWorker(int index) {
   if (tree_ != nullptr) {
     const pid_t pid = tree_->pid(index);
@@ -241,6 +258,7 @@ bool LocalFleetImpl::KillWorker(int index) {
   }
   const auto i = static_cast<size_t>(index);
   thread_workers_[i].reset();
+  AwaitLoss(WorkerId{static_cast<uint32_t>(index)});
   thread_workers_[i] = WorkerProcess::StartInThread(thread_options_[i]);
   return true;
 }

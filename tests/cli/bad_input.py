@@ -204,7 +204,7 @@ def check_membership(table, model, other, work):
         with Program([table.shoal, *worker("0", model)], "worker.phase"):
             table.check("too few workers", TIMEOUT, [], "generate", "--server", clients, "--tokens", "1",
                         "--timeout", "0.5")
-            table.check("two workers with one identity", PRECONDITION, ["worker id 0 is in use", "another id"], *worker("0", model))
+            table.check("two workers with one identity", UNAVAILABLE, ["worker id 0 is in use", "another id"], *worker("0", model))
             table.check("worker with another checkpoint", PRECONDITION, ["numerics", "checkpoint"], *worker("1", other))
             table.check("worker with too little memory", PRECONDITION, ["too little memory", "missing"], *worker("1", model)[:-1],
                         "300KB")

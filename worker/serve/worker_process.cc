@@ -335,7 +335,9 @@ absl::Status Live(const WorkerProcessOptions& options, const ShouldStop& should_
       Log(LogLevel::kError,
           "worker.dismissed",
           {{"worker", options.id}, {"why", dismissal.message()}});
-      // Whatever the reason's code: started again it would be dismissed again.
+      // The one that has this id may be this worker's former self, whose end the coordinator has
+      // yet to see: starting again helps then. With any other reason it would be dismissed again.
+      if (absl::IsAlreadyExists(dismissal)) return absl::UnavailableError(dismissal.message());
       return absl::FailedPreconditionError(dismissal.message());
     }
     body.Watch();

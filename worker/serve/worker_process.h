@@ -53,7 +53,7 @@ struct WorkerProcessOptions {
 };
 
 // Runs until SIGTERM or SIGINT (OK), until a coordinator dismisses the worker (then it is
-// kFailedPrecondition), or until something that will not go away keeps it from starting. REQUIRES:
+// kFailedPrecondition, or kUnavailable if its id is in use), or until something that will not go away keeps it from starting. REQUIRES:
 // called before any other thread exists, since it blocks those signals.
 absl::Status RunWorker(const WorkerProcessOptions& options);
 
