@@ -53,8 +53,9 @@ struct WorkerProcessOptions {
 };
 
 // Runs until SIGTERM or SIGINT (OK), until a coordinator dismisses the worker (then it is
-// kFailedPrecondition, or kUnavailable if its id is in use), or until something that will not go away keeps it from starting. REQUIRES:
-// called before any other thread exists, since it blocks those signals.
+// kFailedPrecondition, or kUnavailable if its id is in use), or until something that will not go
+// away keeps it from starting. REQUIRES: called before any other thread exists, since it blocks
+// those signals.
 absl::Status RunWorker(const WorkerProcessOptions& options);
 
 // The same on a thread of this process, for `--exchange local` and tests: same code, same link.
