@@ -196,43 +196,52 @@ class Ceilings {
   std::vector<int> cpus_;
 };
 
-// One fleet, or the medians of several of the same size.
-struct Figures {
-  double start_seconds = 0;
-  double decode = 0, prefill = 0, batch = 0;  // Tokens per second
-  double bandwidth = 0, products = 0;         // Ceilings, per second
-  double of_bandwidth = 0, of_products = 0;   // Fractions of them
-  double of_first = 0;                        // Of `batch` with the first number of workers
-};
-
-// The medians of `repeats` measurements, each between two of the ceiling.
+// A rate and what it takes of the machine.
 struct Beside {
   double rate = 0;      // Tokens per second
   double ceiling = 0;   // Of the machine, per second
-  double fraction = 0;  // What the rate costs the machine, of the ceiling
+  double fraction = 0;  // Of the ceiling
 };
 
+// The median of each field.
+Beside Medians(const std::vector<Beside>& measurements) {
+  const auto median = [&](double Beside::*field) {
+    std::vector<double> values;
+    for (const Beside& measurement : measurements) values.push_back(measurement.*field);
+    return Median(std::move(values));
+  };
+  return {.rate = median(&Beside::rate),
+          .ceiling = median(&Beside::ceiling),
+          .fraction = median(&Beside::fraction)};
+}
+
+// The medians of `repeats` measurements, each between two of the ceiling.
 template <typename Ceiling, typename Rate>
 absl::StatusOr<Beside> MeasureBeside(int repeats,
                                      double cost_per_token,
                                      const Ceiling& ceiling,
                                      const Rate& rate) {
-  std::vector<double> rates;
-  std::vector<double> ceilings;
-  std::vector<double> fractions;
+  std::vector<Beside> measurements;
   double before = ceiling();
   for (int i = 0; i < repeats; ++i) {
     ASSIGN_OR_RETURN(const double tokens, rate(static_cast<uint64_t>(i)));
     const double after = ceiling();
-    rates.push_back(tokens);
-    ceilings.push_back((before + after) / 2);
-    fractions.push_back(tokens * cost_per_token / ceilings.back());
+    const double between = (before + after) / 2;
+    measurements.push_back(
+        {.rate = tokens, .ceiling = between, .fraction = tokens * cost_per_token / between});
     before = after;
   }
-  return Beside{.rate = Median(std::move(rates)),
-                .ceiling = Median(std::move(ceilings)),
-                .fraction = Median(std::move(fractions))};
+  return Medians(measurements);
 }
+
+// One fleet.
+struct Figures {
+  double start_seconds = 0;
+  Beside decode;        // Beside the read bandwidth, in bytes
+  Beside prefill;       // Beside the integer products
+  double batch = 0;     // Tokens per second
+  double of_first = 1;  // Of `batch` with the first number of workers
+};
 
 absl::StatusOr<Figures> Measure(const BenchOptions& options,
                                 const Ceilings& ceilings,
@@ -252,44 +261,38 @@ absl::StatusOr<Figures> Measure(const BenchOptions& options,
   const Client client(fleet->address());
   const ModelConfig& config = fleet->config();
   const Work work = WorkOf(config);
-  ASSIGN_OR_RETURN(const Beside decode,
+  ASSIGN_OR_RETURN(f.decode,
                    MeasureBeside(
                        options.repeats,
                        work.bytes_per_token,
                        [&] { return ceilings.Bandwidth(); },
                        [&](uint64_t i) { return DecodeRate(client, config, options, 1 + i); }));
-  f.decode = decode.rate;
-  f.bandwidth = decode.ceiling;
-  f.of_bandwidth = decode.fraction;
   ASSIGN_OR_RETURN(f.batch, BatchRate(client, config, options));
-  ASSIGN_OR_RETURN(const Beside prefill,
+  ASSIGN_OR_RETURN(f.prefill,
                    MeasureBeside(
                        options.repeats,
                        work.products_per_token,
                        [&] { return ceilings.Products(); },
                        [&](uint64_t i) { return PrefillRate(client, config, options, 100 + i); }));
-  f.prefill = prefill.rate;
-  f.products = prefill.ceiling;
-  f.of_products = prefill.fraction;
   return f;
 }
 
+// Of fleets of the same size.
 Figures Medians(const std::vector<Figures>& rounds) {
-  Figures medians;
-  for (double Figures::*const field : {&Figures::start_seconds,
-                                       &Figures::decode,
-                                       &Figures::prefill,
-                                       &Figures::batch,
-                                       &Figures::bandwidth,
-                                       &Figures::products,
-                                       &Figures::of_bandwidth,
-                                       &Figures::of_products,
-                                       &Figures::of_first}) {
-    std::vector<double> values;
-    for (const Figures& round : rounds) values.push_back(round.*field);
-    medians.*field = Median(std::move(values));
+  std::vector<double> starts, batches, fractions;
+  std::vector<Beside> decodes, prefills;
+  for (const Figures& f : rounds) {
+    starts.push_back(f.start_seconds);
+    decodes.push_back(f.decode);
+    prefills.push_back(f.prefill);
+    batches.push_back(f.batch);
+    fractions.push_back(f.of_first);
   }
-  return medians;
+  return {.start_seconds = Median(std::move(starts)),
+          .decode = Medians(decodes),
+          .prefill = Medians(prefills),
+          .batch = Median(std::move(batches)),
+          .of_first = Median(std::move(fractions))};
 }
 
 absl::StatusOr<std::vector<int>> WorkerCounts(const std::string& text) {
@@ -311,13 +314,13 @@ void Print(std::FILE* to, const BenchOptions& options, int workers, const Figure
                "(%.0f %% of %.0f G products/s); batch %d: %.2f tok/s (%.2f of the first's)\n",
                workers,
                workers == 1 ? "" : "s",
-               f.decode,
-               100 * f.of_bandwidth,
-               f.bandwidth / 1e9,
+               f.decode.rate,
+               100 * f.decode.fraction,
+               f.decode.ceiling / 1e9,
                options.prompt,
-               f.prefill,
-               100 * f.of_products,
-               f.products / 1e9,
+               f.prefill.rate,
+               100 * f.prefill.fraction,
+               f.prefill.ceiling / 1e9,
                options.batch,
                f.batch,
                f.of_first);
@@ -326,12 +329,12 @@ void Print(std::FILE* to, const BenchOptions& options, int workers, const Figure
 nlohmann::ordered_json ToJson(const BenchOptions& options, int workers, const Figures& f) {
   return {{"workers", workers},
           {"start_seconds", f.start_seconds},
-          {"read_bandwidth_gb_s", f.bandwidth / 1e9},
-          {"int8_products_g_s", f.products / 1e9},
-          {"decode_tokens_s", f.decode},
-          {"decode_of_bandwidth", f.of_bandwidth},
-          {"prefill_tokens_s", f.prefill},
-          {"prefill_of_int8_products", f.of_products},
+          {"read_bandwidth_gb_s", f.decode.ceiling / 1e9},
+          {"int8_products_g_s", f.prefill.ceiling / 1e9},
+          {"decode_tokens_s", f.decode.rate},
+          {"decode_of_bandwidth", f.decode.fraction},
+          {"prefill_tokens_s", f.prefill.rate},
+          {"prefill_of_int8_products", f.prefill.fraction},
           {"batch", options.batch},
           {"batch_tokens_s", f.batch},
           {"batch_of_first", f.of_first}};
@@ -344,7 +347,7 @@ absl::Status Run(const BenchOptions& options) {
   for (int round = 0; round < options.rounds; ++round) {
     for (size_t i = 0; i < counts.size(); ++i) {
       ASSIGN_OR_RETURN(Figures f, Measure(options, ceilings, counts[i]));
-      f.of_first = f.batch / (i == 0 ? f.batch : figures[0].back().batch);
+      if (i > 0) f.of_first = f.batch / figures[0].back().batch;
       figures[i].push_back(f);
       if (options.rounds > 1) Print(stderr, options, counts[i], f);
     }
