@@ -32,7 +32,8 @@ int RunWorkerCommand(int argc, char** argv) {
   CLI::App app(
       "One worker: dials the coordinator, loads the experts it is told to hold, and computes. Ends "
       "on SIGTERM, or with "
-      "exit code 4 if a coordinator will not have it, or 7 if NCCL or the device hangs.",
+      "exit code 3 if its id is in use, 4 if a coordinator will not have it, or 7 if NCCL or the "
+      "device hangs.",
       "shoal worker");
   WorkerCommandOptions options;
   WorkerProcessOptions& worker = options.worker;
